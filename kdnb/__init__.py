@@ -1,0 +1,5 @@
+"""kdnb: knowledge distillation from Jupyter notebooks."""
+
+from importlib.metadata import version
+
+__version__ = version("kdnb")

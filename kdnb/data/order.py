@@ -1,0 +1,162 @@
+"""Which samples an epoch visits, and in which order: a pure function of (regime, seeds, epoch).
+
+An epoch is an array of positions in the cache. Nothing is remembered between epochs, so resuming in the middle of one is an
+offset into the array, splitting it over processes is a stride, and coverage is a union. 500,000 positions cost about 50 ms.
+
+Random numbers are raw PCG64 words, sorted: NumPy keeps that bit stream fixed across its versions, which it does not promise
+for `Generator.permutation`. The same seed therefore gives the same epochs after an upgrade.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REGIMES = ("full", "random", "fixed")
+SHUFFLES = ("none", "within_shards", "all")
+DRAWS = ("independent", "dealt")
+CHOICES = ("first", "seeded")
+_DRAW, _CHOOSE, _SHUFFLE = 1, 2, 3  # separate streams: the same seed never serves two purposes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The order of samples of every epoch.
+
+    Args:
+        shard_sizes: rows of each shard; position p counts through them in turn.
+        regime: `full` visits everything, `random` a new subset each epoch, `fixed` the same shards each epoch.
+        shuffle: `none` keeps stored order; `within_shards` takes the shards in random order and shuffles the rows inside
+            each; `all` shuffles across shards. The same for every regime, so that comparing regimes compares nothing else.
+        samples_per_epoch, shards_per_epoch: size of a random epoch; exactly one of them for `random`.
+        draw: `independent` draws each epoch anew; `dealt` deals without replacement, so that every sample (shard) comes up
+            once before any comes up twice.
+        fixed_shards: number of shards of `fixed`; `fixed_choice` takes the `first` ones or a `seeded` choice.
+        subset_seed: seed of draws and choices. shuffle_seed: seed of the shuffling.
+
+    Raises:
+        ValueError: a value outside what is allowed, or more shards or samples than there are.
+    """
+
+    shard_sizes: tuple[int, ...]
+    regime: str = "full"
+    shuffle: str = "none"
+    samples_per_epoch: int | None = None
+    shards_per_epoch: int | None = None
+    draw: str = "independent"
+    fixed_shards: int | None = None
+    fixed_choice: str = "first"
+    subset_seed: int = 0
+    shuffle_seed: int = 0
+
+    def __post_init__(self):
+        for name, allowed in (("regime", REGIMES), ("shuffle", SHUFFLES), ("draw", DRAWS), ("fixed_choice", CHOICES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
+        for name in ("subset_seed", "shuffle_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a seed must be 0 or larger.")
+        if self.regime == "fixed":
+            self._check_count("fixed_shards", len(self.shard_sizes), "shards")
+        if self.regime == "random":
+            if (self.samples_per_epoch is None) == (self.shards_per_epoch is None):
+                raise ValueError(
+                    f"samples_per_epoch is {self.samples_per_epoch} and shards_per_epoch is {self.shards_per_epoch}; "
+                    "a random epoch needs exactly one of them."
+                )
+            if self.shards_per_epoch is None:
+                self._check_count("samples_per_epoch", sum(self.shard_sizes), "samples")
+            else:
+                self._check_count("shards_per_epoch", len(self.shard_sizes), "shards")
+
+    def _check_count(self, name: str, available: int, unit: str):
+        value = getattr(self, name)
+        if value is None or not 1 <= value <= available:
+            raise ValueError(
+                f"{name} is {value}, but the cache holds {available} {unit}; choose 1 to {available}, or precompute more."
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the whole cache."""
+        return sum(self.shard_sizes)
+
+    def size(self, epoch: int) -> int:
+        """Number of samples of `epoch` (epochs of drawn shards differ where shards do)."""
+        if self.regime == "full":
+            return self.num_samples
+        if self.samples_per_epoch is not None and self.regime == "random":
+            return self.samples_per_epoch
+        return sum(self.shard_sizes[shard] for shard in self._shards(epoch))
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Positions of `epoch` in the order of their visit, int64 [size(epoch)]."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}; epochs count from 0.")
+        starts = np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
+        if self.regime == "full":
+            positions = np.arange(starts[-1])
+        elif self.regime == "random" and self.samples_per_epoch is not None:
+            positions = np.sort(self._draw(int(starts[-1]), self.samples_per_epoch, epoch))
+        else:
+            positions = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in self._shards(epoch)])
+        if self.shuffle == "none":
+            return positions
+        keys = _random_words(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)
+        if self.shuffle == "all":
+            return positions[np.argsort(keys, kind="stable")]
+        shard_keys = _random_words(len(self.shard_sizes), self.shuffle_seed, _SHUFFLE, epoch, 1)
+        shard = np.searchsorted(starts, positions, side="right") - 1
+        return positions[np.lexsort((keys, shard_keys[shard]))]
+
+    def _shards(self, epoch: int) -> np.ndarray:
+        """Shards of `epoch`, ascending."""
+        if self.regime == "fixed":
+            if self.fixed_choice == "first":
+                return np.arange(self.fixed_shards)
+            return np.sort(_permutation(len(self.shard_sizes), self.subset_seed, _CHOOSE)[: self.fixed_shards])
+        return np.sort(self._draw(len(self.shard_sizes), self.shards_per_epoch, epoch))
+
+    def _draw(self, n: int, k: int, epoch: int) -> np.ndarray:
+        """k of n, by `draw`."""
+        if self.draw == "independent":
+            return _permutation(n, self.subset_seed, _DRAW, epoch)[:k]
+        return deal(n, k, epoch, self.subset_seed)
+
+
+def deal(n: int, k: int, hand: int, seed: int) -> np.ndarray:
+    """Cards of hand number `hand` when hands of `k` are dealt from shuffled decks of `n`, int64 [k].
+
+    A hand that straddles two decks holds no card twice: the new deck first gives cards that the hand does not hold yet.
+    """
+    first, last = hand * k, hand * k + k
+    taken, deck = [], np.empty(0, dtype=np.int64)
+    for number in range((last - 1) // n + 1):  # from the first deck on, because a deck depends on the one before it
+        before, deck = deck, _permutation(n, seed, _DRAW, number)
+        held = before[n - (number * n) % k :] if number and (number * n) % k else before[:0]
+        if len(held):
+            fresh = deck[~np.isin(deck, held)][: k - len(held)]
+            deck = np.concatenate([fresh, deck[~np.isin(deck, fresh)]])
+        low, high = max(first - number * n, 0), min(last - number * n, n)
+        if low < high:
+            taken.append(deck[low:high])
+    return np.concatenate(taken)
+
+
+def count_visits(order: Order, samples: list[int]) -> np.ndarray:
+    """How often each epoch visited each sample, uint8 [epochs, num_samples].
+
+    Args:
+        samples: how many samples each epoch delivered (a step cap ends an epoch early), one entry an epoch from epoch 0.
+    """
+    visits = np.zeros((len(samples), order.num_samples), dtype=np.uint8)
+    for epoch, delivered in enumerate(samples):
+        visits[epoch, order.epoch(epoch)[:delivered]] = 1
+    return visits
+
+
+def _random_words(n: int, *key: int) -> np.ndarray:
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
+
+
+def _permutation(n: int, *key: int) -> np.ndarray:
+    return np.argsort(_random_words(n, *key), kind="stable")

@@ -1,0 +1,68 @@
+"""What training writes down: named losses and honest times, per step and per epoch."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+
+
+class Clock:
+    """Splits the time of a step into waiting for data and the rest; what runs on a GPU is waited for."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.last, self.waited = None, 0.0
+
+    def wait(self, batches: Iterator[dict]) -> dict:
+        """The next batch."""
+        begun = time.perf_counter()
+        if self.last is None:
+            self.last = begun
+        batch = next(batches)
+        self.waited += time.perf_counter() - begun
+        return batch
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap, as {"data_wait_s", "step_s"}; the next lap begins with the next batch."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        lap = {"data_wait_s": self.waited, "step_s": time.perf_counter() - self.last - self.waited}
+        self.last, self.waited = None, 0.0
+        return lap
+
+
+def finite_means(parts: list[dict[str, torch.Tensor]], step: int) -> dict[str, float]:
+    """Means of the named parts over a step's batches, fetched from the device at once."""
+    names = list(parts[0])
+    means = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts]).mean(0).tolist()
+    wrong = [name for name, mean in zip(names, means, strict=True) if not math.isfinite(mean)]
+    if wrong:
+        raise FloatingPointError(
+            f"{', '.join(wrong)} is not finite at step {step}; lower learning_rate, set clip_grad_norm or use "
+            "mixed_precision no. The last checkpoint holds the weights from before."
+        )
+    return dict(zip(names, means, strict=True))
+
+
+def merge(records: list[dict]) -> dict:
+    """One record for several: where the last one ends, sums of counts and seconds, means of everything else by steps."""
+    merged = dict(records[-1])
+    num_steps = sum(record["num_steps"] for record in records)
+    for name in merged.keys() - {"step", "epoch", "images_seen", "learning_rate"}:
+        if name.startswith("num_") or name.endswith("_s"):
+            merged[name] = sum(record[name] for record in records)
+        else:
+            merged[name] = sum(record["num_steps"] * record[name] for record in records) / num_steps
+    return merged
+
+
+def epoch_line(record: dict, epochs: int) -> str:
+    """What a person wants to know after an epoch, in one line."""
+    seconds = record["data_wait_s"] + record["step_s"]
+    losses = " | ".join(f"{name} {record[name]:.4f}" for name in ("loss", "val_loss") if name in record)
+    return (
+        f"epoch {record['epoch'] + 1}/{epochs} | step {record['step']} | {losses} | learning rate "
+        f"{record['learning_rate']:.2e} | {record['num_images'] / seconds:,.0f} images/s | data wait "
+        f"{record['data_wait_s']:.2f} s ({record['data_wait_s'] / seconds:.1%}) | step {record['step_s']:.2f} s"
+    )

@@ -1,0 +1,159 @@
+"""The folder of a run: outputs/<run>/, which evaluation reads and a killed run goes on from.
+
+config.json comes first (parameters, versions, git revision, device), then history.json and checkpoints/, best_model/,
+final_model/ and figures/, and summary.json last: its presence means finished.
+"""
+
+import json
+import platform
+import random
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdnb.files import write_atomically
+
+# Parameters that change how a run is carried out, not what comes out: resuming may change them.
+_FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints"}
+
+
+def project_root() -> Path:
+    """Folder that holds notebooks/ and outputs/: the project's, else the nearest one above the current folder.
+
+    Papermill runs in the caller's folder, JupyterLab in the notebook's; every path in kdnb hangs on this one.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package, Path.cwd(), *Path.cwd().parents):
+        if (folder / "notebooks").is_dir() and (folder / "outputs").is_dir():
+            return folder
+    return Path.cwd()
+
+
+def anchored(path: str | Path) -> Path:
+    """`path`, taken from the project's root unless it is absolute."""
+    return project_root() / Path(path).expanduser()
+
+
+def find_device() -> torch.device:
+    """The device that training runs on: a GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def set_seed(seed: int):
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that draw from the global state must be seeded, too
+    torch.manual_seed(seed)
+
+
+class Run:
+    """One run's folder; opening the name of a run that exists resumes it.
+
+    Args:
+        name: folder below `outputs`; None takes `prefix` and the time.
+        parameters: what the run is given (plain values). Resuming with others is refused.
+
+    Attributes:
+        folder, name, parameters. finished: whether summary.json exists. resumed: whether the run existed before.
+
+    Raises:
+        ValueError: the run exists with other parameters; the sentence names them.
+    """
+
+    def __init__(self, name: str | None, parameters: dict, *, prefix: str = "run", outputs: str | Path = "outputs"):
+        self.name = name or f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}"
+        self.folder = anchored(outputs) / self.name
+        self.parameters = parameters
+        config = self.read("config.json")
+        self.resumed = config is not None
+        if config is None:
+            for part in ("checkpoints", "figures"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self.write("config.json", {"parameters": parameters, **_circumstances()})
+        else:
+            self._check_same(config["parameters"])
+
+    def _check_same(self, before: dict):
+        now = json.loads(json.dumps(self.parameters))
+        differ = [k for k in sorted({*before, *now} - _FREE - {"run_name"}) if before.get(k) != now.get(k)]
+        if differ:
+            changes = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differ)
+            raise ValueError(
+                f"run_name {self.name} exists with other parameters ({changes}); choose another run_name, or give "
+                "the parameters of that run to resume it."
+            )
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+    def read(self, name: str):
+        """Content of a JSON file of the run, or None where it does not exist."""
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is broken ({error}); delete the folder and run again.") from None
+
+    def write(self, name: str, content):
+        """Write a JSON file of the run, atomically."""
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+
+    def save_figure(self, name: str, figure) -> Path:
+        """Write a matplotlib figure to figures/<name>.png."""
+        path = self.folder / "figures" / f"{name}.png"
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        return path
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step_*.pt"))
+
+    def save_checkpoint(self, step: int, state: dict, *, keep: int | None = None):
+        """Write checkpoints/step_<step>.pt atomically, then delete all but the newest `keep`."""
+        path = self.folder / "checkpoints" / f"step_{step:08d}.pt"
+        write_atomically(path, lambda file: torch.save(state, file))
+        for old in self.checkpoints()[: -keep if keep else 0]:
+            old.unlink()
+
+    def load_checkpoint(self) -> dict | None:
+        """The newest checkpoint on the CPU, or None. No object is unpickled."""
+        paths = self.checkpoints()
+        if not paths:
+            return None
+        try:
+            return torch.load(paths[-1], map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{paths[-1]} cannot be read ({str(error).splitlines()[0][:80]}); delete it to go on from the one before."
+            ) from None
+
+    def finish(self, summary: dict):
+        """Write summary.json: the run is finished."""
+        self.write("summary.json", summary)
+
+
+def _circumstances() -> dict:
+    """What a reader needs to repeat the run: versions, revision, device."""
+    names = ("kdnb", "torch", "torchvision", "timm", "transformers", "accelerate", "numpy")
+    try:
+        ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        revision = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = None
+    device = find_device()
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "git_revision": revision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }

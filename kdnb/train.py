@@ -1,0 +1,163 @@
+"""The training loop: the only one. It knows no data set and no model; everything is handed to it.
+
+A step is: batch, views, teacher, student, loss, backward, update. Whatever is periodic (records, checkpoints, lines) stands
+outside it. Killed anywhere and started again with the same run, it ends on a CPU with bitwise the same weights.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdnb.checkpoint import pack, restore
+from kdnb.progress import Display
+from kdnb.records import Clock, epoch_line, finite_means, merge
+from kdnb.runs import Run, set_seed
+from kdnb.schedules import cosine_with_warmup
+
+_MAX_RECORDS = 5000  # step records per run; in a longer run each record is the mean of several steps
+
+
+def train(
+    student: nn.Module,
+    teacher: Callable,
+    loader,
+    *,
+    views: Callable,
+    loss: Callable,
+    run: Run,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float = 0.05,
+    warmup_steps: int = 0,
+    gradient_accumulation_steps: int = 1,
+    clip_grad_norm: float | None = None,
+    mixed_precision: str = "auto",
+    compile_student: bool = False,
+    seed: int = 0,
+    save_every_steps: int | None = None,
+    keep_checkpoints: int | None = 2,
+    save_model: Callable[[nn.Module, Path], None] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+) -> dict:
+    """Train `student` to imitate `teacher` on the batches of `loader`.
+
+    Args:
+        student: called with one view, returns what `loss` reads. Trained in place.
+        teacher: called as `teacher(views, batch)` with the first `views.num_global` views, returns a list of answers.
+        loader: has `batches(epoch, start)` and `num_batches(epoch)`, and a `device` that the student is moved to.
+        views: called as `views(images, ids, epoch)`, returns a list of inputs.
+        loss: called as `loss(outputs, answers, labels)`, returns named parts, among them "loss", their mix.
+        run: where checkpoints and history go; a run that has a checkpoint is resumed.
+        warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps.
+        gradient_accumulation_steps: batches per step; the last group of an epoch may be smaller and counts as it is.
+        mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
+        save_every_steps: checkpoint every so many steps, beside one at each epoch's end; `keep_checkpoints` newest stay.
+        save_model: called as `save_model(student, folder)` for final_model/ and, after each best epoch, best_model/.
+        validate: called as `validate(student)` after each epoch, returns a loss; the lowest decides which epoch is best.
+            Without it the mean training loss of the epoch decides.
+
+    Returns:
+        {"steps": [...], "epochs": [...]}, as written to history.json.
+
+    Raises:
+        FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
+        ValueError: hardware without the precision asked for, or a warm-up longer than training.
+    """
+    accelerator = _accelerator(mixed_precision, loader.device)
+    set_seed(seed)
+    accumulation = gradient_accumulation_steps
+    total_steps = sum(math.ceil(loader.num_batches(epoch) / accumulation) for epoch in range(epochs))
+    cosine_with_warmup(0, total_steps=total_steps, warmup_steps=warmup_steps)  # refuses before anything is done
+    student.to(accelerator.device)
+    optimizer = torch.optim.AdamW(_parameter_groups(student, weight_decay), lr=learning_rate)
+    if compile_student:
+        student.compile()
+    model, optimizer = accelerator.prepare(student, optimizer)
+    at = restore(run, student, optimizer, accelerator.scaler)
+    clock = Clock(accelerator.device)
+    steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
+
+    def save():
+        run.save_checkpoint(at.step, pack(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
+
+    with Display(total_steps, title=run.name, curve="loss") as display:
+        while at.epoch < epochs:
+            student.train()
+            num_batches = loader.num_batches(at.epoch)
+            batches = loader.batches(at.epoch, at.batch)
+            while at.batch < num_batches:
+                rate = learning_rate * cosine_with_warmup(at.step, total_steps=total_steps, warmup_steps=warmup_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                size = min(accumulation, num_batches - at.batch)  # batches of this step
+                parts = []
+                for number in range(size):
+                    batch = clock.wait(batches)
+                    inputs = views(batch["image"], batch["id"], at.epoch)
+                    with torch.no_grad(), accelerator.autocast():
+                        answers = teacher(inputs[: views.num_global], batch)
+                    with accelerator.no_sync(model) if number < size - 1 else nullcontext():
+                        outputs = [model(view) for view in inputs]
+                        losses = loss(outputs, answers, batch.get("label"))
+                        accelerator.backward(losses["loss"] / size)
+                    parts.append({name: value.detach() for name, value in losses.items()})
+                if clip_grad_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+
+                at.step, at.batch = at.step + 1, at.batch + size
+                at.images_seen += size * loader.batch_size
+                record = {"step": at.step, "epoch": at.epoch, "images_seen": at.images_seen, "learning_rate": rate}
+                record |= {"num_steps": 1, "num_images": size * loader.batch_size}
+                at.pending.append(record | finite_means(parts, at.step) | clock.lap())
+                if len(at.pending) == steps_per_record or at.batch >= num_batches:
+                    at.steps.append(merge(at.pending))
+                    at.pending = []
+                    display.update(at.step, **{name: at.steps[-1][name] for name in ("loss", "learning_rate")})
+                if save_every_steps and at.step % save_every_steps == 0 and at.batch < num_batches:
+                    save()
+
+            record = merge([record for record in at.steps if record["epoch"] == at.epoch])
+            if validate is not None:
+                record["val_loss"] = float(validate(student))
+            print(epoch_line(record, epochs), flush=True)
+            at.epochs.append(record)
+            at.epoch, at.batch = at.epoch + 1, 0
+            if (current := record.get("val_loss", record["loss"])) < at.best:
+                at.best = current
+                if save_model is not None:
+                    save_model(student, run.folder / "best_model")
+            run.write("history.json", {"steps": at.steps, "epochs": at.epochs})
+            save()
+    if save_model is not None:
+        save_model(student, run.folder / "final_model")
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # gives the student its own forward back
+    return {"steps": at.steps, "epochs": at.epochs}
+
+
+def _accelerator(mixed_precision: str, device: torch.device):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if mixed_precision == "auto":
+        mixed_precision = "bf16" if bf16 else "no"
+    lacking = {"fp16": device.type != "cuda", "bf16": device.type == "cuda" and not bf16}
+    if lacking.get(mixed_precision, False):
+        raise ValueError(f"mixed_precision is {mixed_precision}, which {device} does not have; choose auto or no.")
+    AcceleratorState._reset_state()  # one notebook may train twice, with different precisions
+    return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+
+
+def _parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels; none for biases, norms and other vectors."""
+    weights = [p for p in student.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,161 @@
+"""The loop: learns, accumulates exactly, stops on NaN, and comes back bitwise after a kill anywhere."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from training import REGIMES, mse, run_training
+
+from kdnb.checkpoint import Position
+
+
+def weights(student) -> torch.Tensor:
+    return torch.cat([value.flatten().double() for value in student.state_dict().values()])
+
+
+@pytest.fixture
+def cache(make_cache, tmp_path):
+    make_cache(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+class Crash(Exception):
+    pass
+
+
+def crashing_at(call: int):
+    calls = 0
+
+    def loss(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Crash
+        return mse(*arguments)
+
+    return loss
+
+
+def test_it_learns_and_writes_what_it_says(cache, tmp_path):
+    student, history, run = run_training(cache, tmp_path, "full", epochs=12, keep_checkpoints=2)
+    losses = [record["loss"] for record in history["epochs"]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert [record["step"] for record in history["epochs"]] == [6 * (e + 1) for e in range(12)]
+    assert len(history["steps"]) == 72 and history["steps"][-1]["images_seen"] == 72 * 4
+    assert json.loads((run.folder / "history.json").read_text()) == history
+    assert [path.name for path in run.checkpoints()] == ["step_00000070.pt", "step_00000072.pt"]
+    state = run.load_checkpoint()
+    assert set(state) == {"student", "optimizer", "scaler", "position", "rng"}
+    assert set(state["student"]) == set(student.state_dict())  # and nothing of the teacher
+
+
+@pytest.mark.parametrize("crash_at", range(1, 19))
+def test_interrupted_at_any_step_it_ends_with_the_same_weights(cache, tmp_path, crash_at):
+    undisturbed, history, _ = run_training(cache, tmp_path / "a", "full")
+    with pytest.raises(Crash):
+        run_training(cache, tmp_path / "b", "full", crashing_at(crash_at))
+    resumed, again, _ = run_training(cache, tmp_path / "b", "full")
+    assert torch.equal(weights(undisturbed), weights(resumed))
+    assert [(r["step"], r["loss"]) for r in history["steps"]] == [(r["step"], r["loss"]) for r in again["steps"]]
+
+
+def test_killed_processes_end_with_the_same_weights_in_every_regime(cache, tmp_path):
+    for regime in REGIMES:
+        student, _, _ = run_training(cache, tmp_path / "a", regime)
+        torch.save(student.state_dict(), tmp_path / "a" / f"{regime}.pt")
+    chance = random.Random(0)
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), "training.py"), cache, tmp_path / "b"]
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        before = len(list((tmp_path / "b").glob("*/checkpoints/*")))
+        deadline = time.monotonic() + 60
+        while kills < 3 and process.poll() is None and time.monotonic() < deadline:
+            if len(list((tmp_path / "b").glob("*/checkpoints/*"))) != before:  # it trains: kill it somewhere from here
+                time.sleep(chance.random() * 0.4)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        output, _ = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output
+        kills += 1
+    assert kills == 3 and output.endswith("done\n")
+    for regime in REGIMES:
+        expected, got = (torch.load(tmp_path / part / f"{regime}.pt", weights_only=True) for part in "ab")
+        assert all(torch.equal(expected[name], got[name]) for name in expected), regime
+
+
+def test_accumulation_equals_one_large_batch(cache, tmp_path):
+    """Without dropout and batch statistics, two batches of 4 are one of 8."""
+    settings = {"plain": True, "warmup_steps": 0}
+    large, _, _ = run_training(cache, tmp_path / "large", "full", batch_size=8, **settings)
+    small, history, _ = run_training(
+        cache, tmp_path / "small", "full", batch_size=4, gradient_accumulation_steps=2, **settings
+    )
+    assert history["epochs"][-1]["step"] == 9
+    assert torch.allclose(weights(large), weights(small), atol=1e-6)
+
+
+def test_a_last_partial_group_counts_as_it_is(cache, tmp_path):
+    _, history, _ = run_training(cache, tmp_path, "full", epochs=1, gradient_accumulation_steps=4, warmup_steps=0)
+    assert [record["num_images"] for record in history["steps"]] == [16, 8]
+
+
+def test_a_step_cap_ends_the_epoch(cache, tmp_path):
+    _, history, _ = run_training(cache, tmp_path, "fixed")
+    assert [record["step"] for record in history["epochs"]] == [3, 6, 9]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(cache, tmp_path):
+    calls = 0
+
+    def loss(*arguments):
+        nonlocal calls
+        calls += 1
+        parts = mse(*arguments)
+        return {"loss": parts["loss"] * (math.nan if calls == 5 else 1)}
+
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 5; lower learning_rate"):
+        run_training(cache, tmp_path, "full", loss)
+    saved = torch.load(tmp_path / "full/checkpoints/step_00000004.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in saved["student"].values())
+    assert not (tmp_path / "full/checkpoints/step_00000005.pt").exists()
+
+
+def test_validation_decides_which_model_is_best(cache, tmp_path):
+    scores, saved = iter([0.3, 0.1, 0.2]), []
+    run_training(
+        cache, tmp_path, "full", validate=lambda student: next(scores), save_model=lambda s, folder: saved.append(folder.name)
+    )
+    assert saved == ["best_model", "best_model", "final_model"]
+
+
+def test_training_twice_with_different_precision_in_one_process(cache, tmp_path):
+    run_training(cache, tmp_path / "a", "full", mixed_precision="no", epochs=1)
+    _, history, _ = run_training(cache, tmp_path / "b", "full", mixed_precision="bf16", epochs=1)
+    assert math.isfinite(history["epochs"][0]["loss"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_a_precision_that_the_hardware_lacks_is_refused(cache, tmp_path):
+    with pytest.raises(ValueError, match="mixed_precision is fp16, which cpu does not have; choose auto or no"):
+        run_training(cache, tmp_path, "full", mixed_precision="fp16")
+
+
+def test_a_warm_up_longer_than_training_is_refused_before_anything_is_written(cache, tmp_path):
+    with pytest.raises(ValueError, match="warmup_steps is 18, but training has 18 steps"):
+        run_training(cache, tmp_path, "full", warmup_steps=18)
+    assert not list((tmp_path / "full/checkpoints").iterdir())
+
+
+def test_a_new_position_is_the_beginning():
+    assert (Position().epoch, Position().batch, Position().step) == (0, 0, 0)
