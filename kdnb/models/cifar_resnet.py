@@ -1,0 +1,161 @@
+"""The CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2), registered with timm.
+
+Three stages of 16, 32 and 64 channels at 32, 16 and 8 pixels, 6n + 2 layers, shortcuts without weights (option A: every
+second pixel, missing channels zero). `cifar_resnet20` to `cifar_resnet110` load the published state dicts with the keys of
+the common PyTorch implementation; `cifar_resnet8` is a student. Import this module and `timm.create_model` knows them.
+"""
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from torch import nn
+from torch.nn import functional as F
+
+DEPTHS = (8, 20, 32, 44, 56, 110)
+_WIDTHS = (16, 32, 64)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut: [B, in, H, W] -> [B, out, H / stride, W / stride]."""
+
+    def __init__(self, width_in: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.padding = stride, (width - width_in) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.padding:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """A CIFAR ResNet in timm's model protocol: pooled features are [B, 64], logits [B, num_classes] (0: no head)."""
+
+    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
+        self.num_features = self.head_hidden_size = _WIDTHS[-1]
+        self.conv1 = nn.Conv2d(in_chans, _WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
+        before = _WIDTHS[0]
+        self.feature_info = []
+        for number, width in enumerate(_WIDTHS):
+            stride = 1 if number == 0 else 2
+            stage = [_Block(before if block == 0 else width, width, stride if block == 0 else 1) for block in range(blocks)]
+            self.add_module(f"layer{number + 1}", nn.Sequential(*stage))
+            self.feature_info.append({"num_chs": width, "reduction": 2**number, "module": f"layer{number + 1}"})
+            before = width
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def set_grad_checkpointing(self, enable: bool = True):
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
+        """Replace the head by a new one (0: none)."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_intermediates(
+        self, x, indices=None, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False
+    ):
+        """Features after the stages `indices` (None: all three), [B, C, H, W] each, as timm's models give them."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; a ResNet's features are NCHW.")
+        stages = range(len(_WIDTHS))
+        taken = stages if indices is None else stages[-indices:] if isinstance(indices, int) else indices
+        wanted = {stages[index] for index in taken}  # negative ones count from the end
+        found = []
+        x = F.relu(self.bn1(self.conv1(x)))
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3)):
+            if stop_early and number > max(wanted):
+                break
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
+            if number in wanted:
+                found.append(x)
+        return found if intermediates_only else (x, found)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> [B, 64, H / 4, W / 4]."""
+        return self.forward_intermediates(x, indices=[])[0]
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """[B, 64, h, w] -> logits, or pooled features [B, 64] with `pre_logits`."""
+        x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> [B, num_classes], or [B, 64] without a head."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _published_keys(state: dict, model: nn.Module) -> dict:
+    """State dict with the names of the published files, turned into this module's."""
+    names = {name: name.removeprefix("module.").replace("linear.", "fc.") for name in state}
+    return {new: state[old] for old, new in names.items()}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"cifar_resnet{depth}.untrained": {
+            "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0, "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": "conv1", "classifier": "fc",
+        }
+        for depth in DEPTHS
+    }
+)  # fmt: skip
+
+
+def _create(depth: int, pretrained: bool, **kwargs) -> CifarResNet:
+    name = f"cifar_resnet{depth}"
+    return build_model_with_cfg(CifarResNet, name, pretrained, pretrained_filter_fn=_published_keys, depth=depth, **kwargs)
+
+
+@register_model
+def cifar_resnet8(pretrained: bool = False, **kwargs) -> CifarResNet:
+    """8 layers, 0.08 M weights: a student."""
+    return _create(8, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet20(pretrained: bool = False, **kwargs) -> CifarResNet:
+    """20 layers, 0.27 M weights."""
+    return _create(20, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet32(pretrained: bool = False, **kwargs) -> CifarResNet:
+    """32 layers, 0.46 M weights."""
+    return _create(32, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet44(pretrained: bool = False, **kwargs) -> CifarResNet:
+    """44 layers, 0.66 M weights."""
+    return _create(44, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet56(pretrained: bool = False, **kwargs) -> CifarResNet:
+    """56 layers, 0.85 M weights."""
+    return _create(56, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet110(pretrained: bool = False, **kwargs) -> CifarResNet:
+    """110 layers, 1.7 M weights."""
+    return _create(110, pretrained, **kwargs)

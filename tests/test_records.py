@@ -1,0 +1,62 @@
+"""Records: what is summed, what is averaged, and time that adds up."""
+
+import math
+import time
+
+import pytest
+import torch
+
+from kdnb.records import Clock, epoch_line, finite_means, merge
+
+
+def record(step, loss, *, steps=1):
+    counts = {"num_steps": steps, "num_images": 32 * steps}
+    where = {"step": step, "epoch": 0, "images_seen": 32 * step, "learning_rate": 0.1 / step}
+    return where | counts | {"loss": loss, "data_wait_s": 0.5, "step_s": 1.5}
+
+
+def test_merging_sums_seconds_and_counts_and_averages_losses_by_steps():
+    merged = merge([record(2, 1.0, steps=2), record(3, 4.0)])
+    assert merged == {
+        "step": 3, "epoch": 0, "images_seen": 96, "learning_rate": 0.1 / 3, "num_steps": 3, "num_images": 96,
+        "loss": 2.0, "data_wait_s": 1.0, "step_s": 3.0,
+    }  # fmt: skip
+
+
+def test_merging_one_changes_nothing():
+    assert merge([record(1, 2.0)]) == record(1, 2.0)
+
+
+def test_means_over_the_batches_of_a_step():
+    parts = [{"loss": torch.tensor(1.0), "cosine": torch.tensor(0.5)}, {"loss": torch.tensor(3.0), "cosine": torch.tensor(0.0)}]
+    assert finite_means(parts, 1) == {"loss": 2.0, "cosine": 0.25}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_named_with_its_step(bad):
+    with pytest.raises(FloatingPointError, match="kl is not finite at step 7"):
+        finite_means([{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}], 7)
+
+
+def test_the_clock_splits_waiting_from_the_rest():
+    def slow():
+        for _ in range(2):
+            time.sleep(0.02)
+            yield {}
+
+    clock, batches = Clock(torch.device("cpu")), slow()
+    clock.wait(batches)
+    time.sleep(0.03)
+    first = clock.lap()
+    assert first["data_wait_s"] >= 0.02 and first["step_s"] >= 0.03
+    clock.wait(batches)
+    second = clock.lap()
+    assert second["data_wait_s"] >= 0.02 and second["step_s"] < first["step_s"]
+
+
+def test_the_line_of_an_epoch():
+    line = epoch_line(merge([record(1, 0.5), record(2, 0.25)]), epochs=3)
+    assert line == (
+        "epoch 1/3 | step 2 | loss 0.3750 | learning rate 5.00e-02 | 16 images/s | "
+        "data wait 1.00 s (25.0%) | step 3.00 s"
+    )

@@ -1,0 +1,77 @@
+"""The run folder: written in order, resumed by name, protected from a mix-up."""
+
+import json
+
+import matplotlib.figure
+import pytest
+import torch
+
+from kdnb.runs import Run, anchored, project_root
+
+
+def test_a_new_run_writes_what_a_reader_needs_to_repeat_it(tmp_path):
+    run = Run("a", {"seed": 1}, outputs=tmp_path)
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    assert config["parameters"] == {"seed": 1} and {"versions", "git_revision", "device", "started"} <= config.keys()
+    assert config["versions"]["torch"] == torch.__version__.split("+")[0] or config["versions"]["torch"]
+    assert not run.finished and not run.resumed
+    run.finish({"loss": 0.5})
+    assert run.finished and run.read("summary.json") == {"loss": 0.5}
+
+
+def test_without_a_name_the_prefix_and_the_time_make_one(tmp_path):
+    assert Run(None, {}, prefix="train_fixed", outputs=tmp_path).name.startswith("train_fixed_20")
+
+
+def test_the_same_name_resumes_and_other_parameters_are_refused(tmp_path):
+    Run("a", {"seed": 1, "epochs": 2, "layers": [1]}, outputs=tmp_path)
+    assert Run("a", {"seed": 1, "epochs": 2, "layers": [1]}, outputs=tmp_path).resumed
+    with pytest.raises(ValueError, match=r"run_name a exists with other parameters \(epochs was 2, now 3; seed was 1, now 2\)"):
+        Run("a", {"seed": 2, "epochs": 3, "layers": [1]}, outputs=tmp_path)
+
+
+def test_how_a_run_is_carried_out_may_change(tmp_path):
+    Run("a", {"seed": 1, "num_workers": 0}, outputs=tmp_path)
+    assert Run("a", {"seed": 1, "num_workers": 4}, outputs=tmp_path).resumed
+
+
+def test_checkpoints_are_kept_by_number_and_loaded_without_objects(tmp_path):
+    run = Run("a", {}, outputs=tmp_path)
+    assert run.load_checkpoint() is None
+    for step in (5, 10, 100):
+        run.save_checkpoint(step, {"step": step, "weights": torch.ones(2)}, keep=2)
+    assert [path.name for path in run.checkpoints()] == ["step_00000010.pt", "step_00000100.pt"]
+    assert run.load_checkpoint()["step"] == 100
+    run.checkpoints()[-1].write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"step_00000100.pt cannot be read .*delete it to go on from the one before"):
+        run.load_checkpoint()
+
+
+def test_keeping_all_checkpoints(tmp_path):
+    run = Run("a", {}, outputs=tmp_path)
+    for step in range(5):
+        run.save_checkpoint(step, {}, keep=None)
+    assert len(run.checkpoints()) == 5
+
+
+def test_a_broken_file_is_named(tmp_path):
+    Run("a", {}, outputs=tmp_path)
+    (tmp_path / "a/config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is broken .*delete the folder and run again"):
+        Run("a", {}, outputs=tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_refused_in_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Run("a", {}, outputs=tmp_path).write("history.json", {"loss": float("nan")})
+
+
+def test_figures_are_pictures(tmp_path):
+    path = Run("a", {}, outputs=tmp_path).save_figure("loss", matplotlib.figure.Figure())
+    assert path.read_bytes().startswith(b"\x89PNG") and path.parent.name == "figures"
+
+
+def test_paths_hang_on_the_project_whatever_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (project_root() / "notebooks").is_dir() and anchored("outputs") == project_root() / "outputs"
+    assert anchored(tmp_path) == tmp_path
