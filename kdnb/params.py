@@ -87,7 +87,7 @@ def _str(value) -> str:
 
 def _ints(value) -> list[int]:
     if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else [word for word in value.replace(",", " ").split()]
+        value = json.loads(value) if value.startswith("[") else value.replace(",", " ").split()
     elif isinstance(value, int):
         value = [value]
     return [_int(entry) for entry in value]

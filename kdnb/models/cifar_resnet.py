@@ -2,7 +2,7 @@
 
 Three stages of 16, 32 and 64 channels at 32, 16 and 8 pixels, 6n + 2 layers, shortcuts without weights (option A: every
 second pixel, missing channels zero). `cifar_resnet20` to `cifar_resnet110` load the published state dicts with the keys of
-the common PyTorch implementation; `cifar_resnet8` is a student. Import this module and `timm.create_model` knows them.
+the common PyTorch implementation; `cifar_resnet8`, with a smaller `width` perhaps, is a student. Import this module and `timm.create_model` knows them.
 """
 
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 DEPTHS = (8, 20, 32, 44, 56, 110)
-_WIDTHS = (16, 32, 64)
 
 
 class _Block(nn.Module):
@@ -35,23 +34,26 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A CIFAR ResNet in timm's model protocol: pooled features are [B, 64], logits [B, num_classes] (0: no head)."""
+    """A CIFAR ResNet in timm's model protocol: pooled features are [B, 4 width], logits [B, num_classes] (0: no head).
 
-    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0):
+    `width` is the number of channels of the first stage, 16 in the paper; each stage doubles it.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0, width: int = 16):
         super().__init__()
-        blocks = (depth - 2) // 6
+        blocks, widths = (depth - 2) // 6, (width, 2 * width, 4 * width)
         self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
-        self.num_features = self.head_hidden_size = _WIDTHS[-1]
-        self.conv1 = nn.Conv2d(in_chans, _WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
-        before = _WIDTHS[0]
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        before = width
         self.feature_info = []
-        for number, width in enumerate(_WIDTHS):
-            stride = 1 if number == 0 else 2
-            stage = [_Block(before if block == 0 else width, width, stride if block == 0 else 1) for block in range(blocks)]
-            self.add_module(f"layer{number + 1}", nn.Sequential(*stage))
-            self.feature_info.append({"num_chs": width, "reduction": 2**number, "module": f"layer{number + 1}"})
-            before = width
+        for number, channels in enumerate(widths):
+            first = _Block(before, channels, stride=1 if number == 0 else 2)
+            rest = [_Block(channels, channels, stride=1) for _ in range(blocks - 1)]
+            self.add_module(f"layer{number + 1}", nn.Sequential(first, *rest))
+            self.feature_info.append({"num_chs": channels, "reduction": 2**number, "module": f"layer{number + 1}"})
+            before = channels
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -76,7 +78,7 @@ class CifarResNet(nn.Module):
         """Features after the stages `indices` (None: all three), [B, C, H, W] each, as timm's models give them."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; a ResNet's features are NCHW.")
-        stages = range(len(_WIDTHS))
+        stages = range(3)
         taken = stages if indices is None else stages[-indices:] if isinstance(indices, int) else indices
         wanted = {stages[index] for index in taken}  # negative ones count from the end
         found = []
@@ -90,16 +92,16 @@ class CifarResNet(nn.Module):
         return found if intermediates_only else (x, found)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] -> [B, 64, H / 4, W / 4]."""
+        """[B, 3, H, W] -> [B, 4 width, H / 4, W / 4]."""
         return self.forward_intermediates(x, indices=[])[0]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """[B, 64, h, w] -> logits, or pooled features [B, 64] with `pre_logits`."""
+        """[B, 4 width, h, w] -> logits, or pooled features [B, 4 width] with `pre_logits`."""
         x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] -> [B, num_classes], or [B, 64] without a head."""
+        """[B, 3, H, W] -> [B, num_classes], or [B, 4 width] without a head."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -19,7 +19,7 @@ from kdnb.models.vision import (
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 0}
 MODELS = [
     ("vit_tiny_patch16_224", SMALL_VIT, 32),
-    ("cifar_resnet8", {"num_classes": 10}, 32),
+    ("cifar_resnet8", {"num_classes": 10, "width": 8}, 32),
     ("resnet10t", {"num_classes": 5}, 64),
     ("mobilenetv3_small_050", {"num_classes": 5}, 64),
 ]

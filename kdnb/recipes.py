@@ -1,0 +1,215 @@
+"""From checked parameters to the pieces that a training notebook puts together.
+
+Each function takes the notebook's parameters `p` (from `check_params`) and returns one piece; a script can build the same
+pieces from the modules that they come from.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from torch import nn
+from torch.nn import functional as F
+
+from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset, RawImageDataset
+from kdnb.data.images import open_source
+from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
+from kdnb.data.order import Order
+from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD, read_index
+from kdnb.data.views import CleanTransform, FastMultiCropTransform, SimpleTransform
+from kdnb.evaluation.features import extract_features, raw_pixels
+from kdnb.evaluation.probe import linear_probe
+from kdnb.losses import DistillationLoss
+from kdnb.models.vision import FeatureModel, Student, build_model, freeze, load_model, save_model
+from kdnb.precompute import precompute
+from kdnb.runs import Run, anchored, find_device, set_seed
+from kdnb.teachers import LiveTeacher, feature_statistics
+from kdnb.train import train
+
+_BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "learning_rate": 1e-2, "label_smoothing": 0.1}
+
+
+def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
+    """Arguments of `open_source` for the notebook's data, or for another split of it."""
+    names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
+    return {"dataset": p.dataset if p.dataset == "digits" else _local_or_hub(p.dataset), **names}
+
+
+def _local_or_hub(dataset: str) -> str:
+    """A path from the project's root where there is such a file or folder; otherwise a name on the Hub."""
+    path = anchored(dataset)
+    return str(path) if path.exists() else dataset
+
+
+def ensure_cache(p: SimpleNamespace) -> dict:
+    """The index of the cache in `p.cache_dir`; the built-in digits are cached now where they are not, in a second.
+
+    Raises:
+        FileNotFoundError: no cache, with the command that makes one.
+    """
+    if p.dataset == "digits":
+        source = open_source(**source_arguments(p))
+        sizes = {"image_size": p.image_size, "shard_size": p.cache_shard_size, "resize": p.resize}
+        precompute(source, anchored(p.cache_dir), **sizes)
+    return read_index(anchored(p.cache_dir))
+
+
+def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | WorkerLoader:
+    """The batches of `regime` with the notebook's batch size, cap and seeds; `subset` holds what the regime needs."""
+    raw = {"image_size": p.image_size, "resize": p.resize, "cache_shard_size": p.cache_shard_size}
+    raw = {} if p.use_cached else raw | source_arguments(p)
+    return build_pretraining_dataloader(
+        use_cached=p.use_cached,
+        cache_dir=anchored(p.cache_dir),
+        regime=regime,
+        shuffle=p.shuffle,
+        seed=p.seed,
+        batch_size=p.batch_size,
+        max_steps_per_epoch=p.max_steps_per_epoch,
+        gradient_accumulation_steps=p.gradient_accumulation_steps,
+        num_workers=p.num_workers,
+        persistent_workers=p.persistent_workers,
+        device=find_device(),
+        reuse_buffers=True,  # the loop is done with a batch before it asks for the next
+        **subset,
+        **raw,
+    )
+
+
+def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform:
+    """The augmentation that teacher and student share."""
+    if p.use_local_crops and p.augmentation != "multicrop":
+        raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
+    statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    scale = (p.crop_scale_min, 1.0)
+    if p.augmentation == "clean":
+        return CleanTransform(size=p.image_size, **statistics)
+    if p.augmentation == "simple":
+        flip = {"scale": scale, "horizontal_flip": p.horizontal_flip}
+        return SimpleTransform(size=p.image_size, seed=p.seed, **flip, **statistics)
+    return FastMultiCropTransform(
+        global_size=p.image_size,
+        local_size=p.local_crop_size,
+        local_crops_number=p.local_crops_number,
+        use_local_crops=p.use_local_crops,
+        global_scale=scale,
+        horizontal_flip=p.horizontal_flip,
+        seed=p.seed,
+        **statistics,
+    )
+
+
+def build_teacher(p: SimpleNamespace) -> FeatureModel:
+    """The frozen teacher on the training device: from a checkpoint, the Hub, or trained here on the digits."""
+    if p.teacher == "builtin":
+        model = load_model(_builtin_teacher())
+    else:
+        checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
+        model = build_model(p.teacher, pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
+    teacher = FeatureModel(model, layers=tuple(p.feature_layers))
+    return freeze(teacher.to(find_device()))
+
+
+def _builtin_teacher() -> Path:
+    """Folder of a ResNet-8 trained on the labels of the 1,500 training digits: found from an earlier run, or trained now."""
+    run = Run("teacher_digits", _BUILTIN_TEACHER)
+    if run.finished:
+        return run.folder / "final_model"
+    set_seed(0)
+    history = train(
+        FeatureModel(build_model("cifar_resnet8", num_classes=10)),
+        lambda views, batch: [],  # nobody teaches the teacher: it learns from labels
+        raw_batches(open_source("digits", split="train"), image_size=32, batch_size=50, shuffle="all"),
+        views=SimpleTransform(scale=(0.7, 1.0), horizontal_flip=False, size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        loss=lambda outputs, answers, labels: {
+            "loss": F.cross_entropy(outputs[0]["logits"], labels, label_smoothing=_BUILTIN_TEACHER["label_smoothing"])
+        },
+        run=run,
+        epochs=_BUILTIN_TEACHER["epochs"],
+        learning_rate=_BUILTIN_TEACHER["learning_rate"],
+        warmup_steps=30,
+        save_model=lambda model, folder: save_model(model.model, folder),
+    )
+    run.finish({"loss": history["epochs"][-1]["loss"]})
+    return run.folder / "final_model"
+
+
+def raw_batches(source, *, image_size: int, batch_size: int = 100, resize: str = "crop", shuffle: str = "none"):
+    """Batches of all images of a source, decoded on the fly (the held-out split, say)."""
+    order = Order(shard_sizes=(source.num_images,), shuffle=shuffle)
+    data = RawImageDataset(source, image_size=image_size, resize=resize, order=order)
+    return WorkerLoader(data, batch_size=batch_size, device=find_device(), drop_last=False)
+
+
+def build_student(p: SimpleNamespace, teacher: FeatureModel) -> Student:
+    """The student with projections to the teacher's widths; the seed alone decides its first weights."""
+    set_seed(p.seed)
+    heads = teacher.num_classes if p.loss == "soft_targets" else 0
+    model = build_model(p.student, num_classes=heads, **p.student_args)
+    layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
+    return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())
+
+
+def build_loss(p: SimpleNamespace, teacher: FeatureModel, loader, views) -> DistillationLoss:
+    """The loss, with the teacher's feature statistics where it needs them."""
+    mix = {"temperature": p.temperature, "alpha": p.alpha}
+    if p.loss != "mse":
+        return DistillationLoss(p.loss, **mix)
+    mean, std = feature_statistics(LiveTeacher(teacher), loader.batches(0), views)
+    return DistillationLoss(p.loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
+
+
+def save_student(student: Student, folder: Path):
+    """Save the student's backbone, without its projections, as a timm model folder."""
+    save_model(student.model, folder)
+
+
+def training_settings(p: SimpleNamespace) -> dict:
+    """The keyword arguments of `train` that are parameters of the notebook."""
+    names = (
+        "epochs learning_rate weight_decay warmup_steps gradient_accumulation_steps clip_grad_norm mixed_precision "
+        "compile_student seed save_every_steps keep_checkpoints"
+    )
+    return {name: getattr(p, name) for name in names.split()} | {"save_model": save_student}
+
+
+class Probe:
+    """Linear probes on one pair of labelled data: at most `p.probe_samples` cached images, and the held-out split.
+
+    Attributes:
+        available: False where there are no labels or no held-out split; `why_not` says which.
+    """
+
+    def __init__(self, p: SimpleNamespace):
+        self.available, self.why_not = False, "eval_split is None"
+        if p.eval_split is None:
+            return
+        cached = CachedTensorDataset(anchored(p.cache_dir))
+        held_out = open_source(**source_arguments(p, p.eval_split))
+        if not (cached.reader.labelled and held_out.labelled):
+            self.why_not = f"{p.dataset} has no labels"
+            return
+        count = min(p.probe_samples, len(cached))
+        part = RandomSubsetCachedDataset(anchored(p.cache_dir), samples_per_epoch=count)
+        self.train = BatchReader(part, batch_size=100, device=find_device(), drop_last=False)
+        self.test = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
+        self.view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        self.available, self.why_not = True, ""
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Held-out accuracy of a linear probe on the model's frozen features."""
+        device = find_device()
+        parts = [extract_features(model, b, transform=self.view, device=device) for b in (self.train, self.test)]
+        return linear_probe(*parts, device=device).top1
+
+    def pixels(self) -> float:
+        """The same on the raw pixels."""
+        statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        return linear_probe(*(raw_pixels(b, **statistics) for b in (self.train, self.test))).top1
+
+
+def probe_references(probe: Probe, teacher: FeatureModel, student: Student) -> dict[str, float]:
+    """Accuracy by name: the floors (raw pixels, the student before training) and the ceiling (the teacher)."""
+    if not probe.available:
+        return {}
+    models = {"random student": student, "teacher": teacher}
+    return {"raw pixels": probe.pixels()} | {name: probe.accuracy(model) for name, model in models.items()}

@@ -1,0 +1,95 @@
+"""Notebooks are thin, run, checked and clean; params files fit the notebooks that they are for."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from kdnb.params import PARAMS, check_params, names_for
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRAINING = ["train_optimized", "train_random", "train_fixed"]
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+
+
+def defaults(path: Path) -> dict:
+    """The parameters cell, run."""
+    (cell,) = [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    values = {}
+    exec(cell.source, values)
+    return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
+@each_notebook
+def test_one_parameters_cell_that_holds_the_table_exactly(path):
+    values = defaults(path)
+    assert set(values) == set(names_for(path.stem))
+    check_params(values, path.stem)
+
+
+@each_notebook
+def test_every_code_cell_was_run_in_order_and_without_error(path):
+    counts = [cell.execution_count for cell in cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [o for cell in cells(path) for o in cell.outputs if o.output_type == "error"]
+
+
+@each_notebook
+def test_cells_are_short_explained_and_define_nothing(path):
+    notebook = nbformat.read(path, 4)
+    for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):
+        if cell.cell_type != "code" or "parameters" in cell.metadata.get("tags", []):
+            continue
+        tree = ast.parse(cell.source)
+        kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+        assert not [node for node in ast.walk(tree) if isinstance(node, kinds)], cell.source
+        lines = [line for line in cell.source.splitlines() if line and not line.startswith(("from ", "import "))]
+        assert 1 <= len(lines) <= 12, cell.source
+        assert before.cell_type == "markdown", f"no sentence above: {cell.source}"
+
+
+@each_notebook
+def test_metadata_holds_no_widgets_no_times_and_no_machine(path):
+    notebook = nbformat.read(path, 4)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"} and "version" not in notebook.metadata.language_info
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert not re.search(r"/(home|root|Users|work|tmp)/", path.read_text())
+
+
+def test_the_training_notebooks_differ_in_one_cell():
+    """Beside title, parameters and names: the cell that makes the loader."""
+    texts = {}
+    for name in TRAINING:
+        for cell in cells(ROOT / "notebooks" / f"{name}.ipynb"):
+            if "parameters" not in cell.metadata.get("tags", []):
+                texts.setdefault(cell.id, set()).add(cell.source.replace(name, "NAME"))
+    assert [cell for cell, sources in texts.items() if len(sources) > 1] == ["loader"]
+
+
+PARAMS_FILES = sorted((ROOT / "params").glob("*.yaml"))
+
+
+def notebook_of(path: Path) -> str:
+    """The notebook that a params file says it is for, in its command line."""
+    return re.search(r"#\s+papermill notebooks/(\w+)\.ipynb", path.read_text())[1]
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=lambda path: path.stem)
+def test_a_params_file_fits_its_notebook(path):
+    name = notebook_of(path)
+    given = yaml.safe_load(path.read_text())
+    assert given.keys() <= PARAMS.keys()
+    check_params(defaults(ROOT / "notebooks" / f"{name}.ipynb") | given, name)
+
+
+def test_every_documented_run_has_its_params_file():
+    names = {path.stem for path in PARAMS_FILES}
+    assert {"precompute_500k", *TRAINING} <= names and len([name for name in names if name.startswith("cifar10_")]) >= 4

@@ -1,0 +1,87 @@
+"""The project holds together: one source of dependencies, layers that import downwards only, a quick import."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Layer of each module; a module imports only from layers above its own, that is, with a smaller number.
+LAYERS = {
+    0: "kdnb.files kdnb.params kdnb.runs kdnb.losses kdnb.schedules kdnb.progress kdnb.records",
+    1: "kdnb.data.shards kdnb.data.shardfile kdnb.data.stored kdnb.data.order kdnb.data.reader kdnb.data.views "
+    "kdnb.data.augment kdnb.data.images kdnb.data.tables kdnb.data.decode kdnb.models kdnb.checkpoint",
+    2: "kdnb.data.datasets kdnb.data.loader kdnb.teachers kdnb.precompute kdnb.evaluation kdnb.plots",
+    3: "kdnb.train",
+    4: "kdnb.recipes",
+}
+# Inside a layer, a module may lean on another of its own folder, and these do so beside.
+SIDEWAYS = {("kdnb.runs", "kdnb.files")}
+
+
+def layer_of(module: str) -> int:
+    for number, modules in LAYERS.items():
+        if any(module == name or module.startswith(name + ".") for name in modules.split()):
+            return number
+    raise AssertionError(f"{module} has no layer; give it one in tests/test_project.py")
+
+
+def module_files() -> list[tuple[str, Path]]:
+    files = sorted(path for path in (ROOT / "kdnb").rglob("*.py") if path.name != "__init__.py")
+    return [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in files]
+
+
+@pytest.mark.parametrize("module, path", module_files(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_imports_only_from_layers_above(module, path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in (name for name in names if name and name.startswith("kdnb.")):
+            package = module.rsplit(".", 1)[0]
+            beside = package != "kdnb" and f"{name}.".startswith(f"{package}.") and layer_of(name) == layer_of(module)
+            fine = layer_of(name) < layer_of(module) or (module, name) in SIDEWAYS or beside
+            assert fine, f"{module} imports {name}, which is not above it"
+
+
+def test_heavy_libraries_load_only_where_they_are_used():
+    # Registering models with timm needs timm; kdnb.models.vision imports that module when it builds one.
+    modules = " ".join(f"import {module};" for module, _ in module_files() if module != "kdnb.models.cifar_resnet")
+    heavy = ["transformers", "datasets", "matplotlib", "timm", "sklearn", "ipywidgets", "accelerate", "papermill", "pandas"]
+    code = f"import sys; {modules} print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_environment_installs_what_pyproject_says():
+    lines = [line.strip() for line in (ROOT / "environment.yml").read_text().splitlines()]
+    assert lines[lines.index("- pip:") + 1 :] == ["- -e .[test]"]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"- python{requires}" in lines
+
+
+def test_readme_names_every_file_of_the_library():
+    tree = (ROOT / "README.md").read_text()
+    missing = [path.name for _, path in module_files() if not re.search(rf"\b{re.escape(path.name)}\b", tree)]
+    assert not missing
+
+
+def test_readme_opens_with_two_commands():
+    block = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].strip().splitlines()
+    assert len(block) == 2
+    assert block[0].endswith("papermill notebooks/train_fixed.ipynb out.ipynb -p fixed_shards 25")
+    assert block[1].endswith("pytest --nbval")
+
+
+def test_nothing_committed_names_this_machine():
+    home = re.compile(r"/(home|root|Users|work)/\w+")
+    ask = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
+    if ask.returncode:
+        pytest.skip("not a git checkout, so there is no list of committed files")
+    for name in ask.stdout.splitlines():
+        path = ROOT / name
+        if path.exists() and path != Path(__file__):
+            assert not home.search(path.read_bytes().decode("utf-8", "ignore")), name
