@@ -121,8 +121,7 @@ class Curve:
     """At most `_MAX_POINTS` points of a series of any length: each is the mean of `stride` values in a row."""
 
     def __init__(self):
-        self.x, self.y = [], []
-        self.stride, self._sum, self._count = 1, 0.0, 0
+        self.x, self.y, self.stride, self._sum, self._count = [], [], 1, 0.0, 0
 
     def add(self, x: float, y: float):
         """Append a value; one that is not finite is left out."""
@@ -166,8 +165,7 @@ class _Widgets:
             axes.plot([], [], color="#0072B2", linewidth=1.5)
 
     def show(self, line: str, done: int, total: int | None, curve: Curve):
-        self.bar.max = float(total or 1)
-        self.bar.value = float(min(done, total)) if total else 0.0
+        self.bar.max, self.bar.value = float(total or 1), float(min(done, total)) if total else 0.0
         self.line.value = f'<span style="font-variant-numeric: tabular-nums">{html.escape(line)}</span>'
         if len(curve.x) > 1:
             self.image.value = self._picture(curve)
@@ -211,11 +209,11 @@ def choose_mode() -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """12 ms, 3.2 s, 42 s, 1 min 15 s, 1 h 2 min, 2 d 3 h; ? for what is not finite."""
+    """0.4 ms, 12 ms, 3.2 s, 42 s, 1 min 15 s, 1 h 2 min, 2 d 3 h; ? for what is not finite."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 0.9995:
-        return f"{max(seconds, 0) * 1000:.0f} ms"
+        return f"{max(seconds, 0) * 1000:.{3 if seconds >= 0.01 else 2}g} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)

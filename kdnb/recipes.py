@@ -22,7 +22,7 @@ from kdnb.losses import DistillationLoss
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze, load_model, save_model
 from kdnb.precompute import precompute
 from kdnb.runs import Run, anchored, find_device, set_seed
-from kdnb.teachers import LiveTeacher, feature_statistics
+from kdnb.teachers import LiveTeacher, feature_statistics, require_knowledge, teacher_knowledge
 from kdnb.train import train
 
 _BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "learning_rate": 1e-2, "label_smoothing": 0.1}
@@ -150,12 +150,35 @@ def build_student(p: SimpleNamespace, teacher: FeatureModel) -> Student:
 
 
 def build_loss(p: SimpleNamespace, teacher: FeatureModel, loader, views) -> DistillationLoss:
-    """The loss, with the teacher's feature statistics where it needs them."""
+    """The loss, with the teacher's feature statistics where it needs them.
+
+    Raises:
+        ValueError: soft targets from a teacher that knows nothing about the held-out images.
+    """
     mix = {"temperature": p.temperature, "alpha": p.alpha}
+    if p.loss == "soft_targets":
+        check_teacher(p, teacher)
     if p.loss != "mse":
         return DistillationLoss(p.loss, **mix)
     mean, std = feature_statistics(LiveTeacher(teacher), loader.batches(0), views)
     return DistillationLoss(p.loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
+
+
+def check_teacher(p: SimpleNamespace, teacher: FeatureModel):
+    """Measure the teacher's head on the held-out split before any step, print it, and refuse noise as soft targets."""
+    if not teacher.num_classes:
+        raise ValueError(f"loss is soft_targets, but teacher {p.teacher} has no classification head; choose mse or cosine.")
+    held_out = None if p.eval_split is None else open_source(**source_arguments(p, p.eval_split))
+    if held_out is None or not held_out.labelled:
+        if teacher.head_is_random:
+            raise ValueError("the teacher's head was not in its checkpoint, and eval_split gives no labels to measure it on.")
+        print("the teacher's head is not measured: eval_split gives no labels")
+        return
+    batches = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
+    view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    knowledge = teacher_knowledge(LiveTeacher(teacher), batches.batches(0), view)
+    print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
+    require_knowledge(knowledge, head_is_random=teacher.head_is_random)
 
 
 def save_student(student: Student, folder: Path):

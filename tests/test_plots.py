@@ -1,4 +1,11 @@
-"""Figures: what they show is asserted on their data."""
+"""Figures: what they show is asserted on their data, and what their titles say on numbers worked out by hand."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -7,71 +14,209 @@ import torch
 from kdnb import plots
 
 
+@pytest.fixture(autouse=True)
+def drawn_without_a_warning(monkeypatch, tmp_path):
+    """Every figure that a test makes is drawn to a file too; what matplotlib complains about is a failure."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    made, subplots = [], plt.subplots
+
+    def remembered(*args, **settings):
+        figure, axes = subplots(*args, **settings)
+        made.append(figure)
+        return figure, axes
+
+    monkeypatch.setattr(plt, "subplots", remembered)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+        for figure in made:
+            figure.savefig(tmp_path / "figure.png", dpi=50)
+    assert not plt.get_fignums()  # nothing is kept alive, or shown a second time
+
+
 def records(values, name="loss"):
     return [{"step": step + 1, name: value} for step, value in enumerate(values)]
 
 
-def test_loss_curves_draw_every_step_and_the_median():
-    figure = plots.loss_curves({"a": records([4.0, 9.0, 2.0, 1.0, 1.0])})
-    raw, smooth = figure.axes[0].lines
-    assert raw.get_ydata().tolist() == [4, 9, 2, 1, 1] and raw.get_xdata().tolist() == [1, 2, 3, 4, 5]
-    assert smooth.get_ydata().tolist() == [6.5, 4, 2, 1, 1]  # medians of up to one neighbour on either side
-    assert figure.axes[0].get_title() == "loss from 6.5 to 1"
+def title(axes) -> str:
+    return axes.get_title(loc="left").replace("\n", " ")
+
+
+def test_loss_curves_draw_every_record_and_the_median():
+    values = [4.0] * 40 + [9.0, 2.0, 1.0] + [1.0] * 37  # 80 records: medians of up to 2 neighbours on either side
+    axes = plots.loss_curves({"a": records(values)}).axes[0]
+    raw, smooth = axes.lines
+    assert list(raw.get_ydata()) == values and list(raw.get_xdata()) == list(range(1, 81))
+    assert list(smooth.get_ydata()) == [4.0] * 41 + [2.0] + [1.0] * 38
+    assert title(axes) == "Loss fell by 75%, from 4 to 1, in 80 steps" and axes.get_legend() is None
+
+
+def test_the_median_shrinks_at_the_ends():
+    values = np.array([5.0, 1.0, 3.0, 2.0])
+    assert plots._running_median(values, half=1).tolist() == [3, 3, 2, 2.5]
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([2.0], "Loss stayed at 2 in 1 step"),
+        ([0.5, 0.5, 0.5], "Loss stayed at 0.5 in 3 steps"),
+        ([0.0, 0.0], "Loss stayed at 0 in 2 steps"),
+        ([1.0, 1.5], "Loss rose, from 1 to 1.5, in 2 steps"),
+        ([1.0, -1.0], "Loss fell, from 1 to -1, in 2 steps"),
+    ],
+)
+def test_the_title_says_what_the_loss_did(values, expected):
+    assert title(plots.loss_curves({"a": records(values)}).axes[0]) == expected
 
 
 def test_several_runs_share_one_figure():
-    figure = plots.loss_curves({"fixed": records([2.0, 1.0]), "random": records([2.0, 3.0])})
-    assert len(figure.axes[0].lines) == 4
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["fixed", "random"]
+    histories = {"fixed": records([2.0, 1.0]), "random": records([2.0, 3.0]), "full": records([2.0, 1.5, 1.2])}
+    axes = plots.loss_curves(histories).axes[0]
+    assert len(axes.lines) == 6 and len({line.get_color() for line in axes.lines}) == 3
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fixed", "random", "full"]
+    assert title(axes) == "fixed ends lowest: loss 1, against 3 for random"
+    alike = plots.loss_curves({"a": records([2.0, 1.0]), "b": records([2.0, 1.001])}).axes[0]
+    assert title(alike) == "All 2 runs end alike, at a loss of 1"
 
 
-def test_one_step_is_enough():
-    assert len(plots.loss_curves({"a": records([1.0])}).axes[0].lines) == 2
+def test_more_runs_than_colours_differ_in_their_lines():
+    axes = plots.loss_curves({f"run {number}": records([2.0, 1.0]) for number in range(9)}).axes[0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines[1::2]}) == 9
 
 
-def test_visits_are_counted_and_binned():
+def test_other_parts_can_be_drawn_and_a_wide_range_is_logarithmic():
+    axes = plots.loss_curves({"a": records([1.0, 0.1, 0.01], name="soft_targets")}, name="soft_targets").axes[0]
+    assert axes.get_yscale() == "log" and "soft targets" in axes.get_ylabel()
+    assert plots.loss_curves({"a": records([1.0, 0.1, 0.0])}).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("histories, which", [({}, ""), ({"a": records([1.0]), "b": []}, " for b")])
+def test_without_records_there_is_nothing_to_draw(histories, which):
+    with pytest.raises(ValueError, match=f"histories holds no step records{which}; train at least one step"):
+        plots.loss_curves(histories)
+
+
+def test_visits_are_counted():
     visits = np.array([[1, 1, 0, 0], [1, 0, 1, 0]], dtype=np.uint8)
-    figure = plots.visit_map(visits, shard_sizes=(2, 2))
-    above, below = figure.axes[:2]
+    above, below = plots.visit_map(visits, shard_sizes=(2, 2)).axes[:2]
     assert above.images[0].get_array().tolist() == visits.tolist()
-    assert above.get_title() == "3 of 4 images seen (75%), each 1.3 times on average"
+    assert title(above) == "3 of 4 images seen (75%), each 1.3 times on average"
+    assert [path.vertices[0, 0] for path in above.collections[0].get_paths()] == [2]  # one border between two shards
     assert [bar.get_height() for bar in below.patches] == [1, 2, 1]  # never, once, twice
+    assert [text.get_text() for text in below.texts] == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    "visits, expected",
+    [
+        (np.ones((1, 40), int), "40 of 40 images seen (100%), each once"),
+        (np.ones((300, 3), np.uint8), "3 of 3 images seen (100%), each 300 times"),  # more than a byte counts to
+        (np.eye(3, 2000, dtype=int), "3 of 2,000 images seen (<1%), each once"),
+        (np.ones((1, 2000), int) - np.eye(1, 2000, dtype=int), "1,999 of 2,000 images seen (>99%), each once"),
+        (np.zeros((2, 5), int), "0 of 5 images seen (0%)"),
+    ],
+)
+def test_coverage_is_told_honestly(visits, expected):
+    assert title(plots.visit_map(visits, shard_sizes=[visits.shape[1]]).axes[0]) == expected
 
 
 def test_a_large_cache_is_binned_to_shares():
     visits = np.zeros((3, 60_000), dtype=np.uint8)
     visits[:, :30_000:2] = 1
-    shown = plots.visit_map(visits, shard_sizes=(2000,) * 30).axes[0].images[0].get_array()
+    above = plots.visit_map(visits, shard_sizes=(600,) * 100).axes[0]
+    shown = above.images[0].get_array()
     assert shown.shape == (3, 600) and np.allclose(shown[:, :300], 0.5) and not shown[:, 300:].any()
+    assert not above.collections  # a hundred borders would hide the picture
+
+
+def test_bins_that_do_not_divide_the_cache_keep_the_mean():
+    visits = np.arange(1501)[None] % 2
+    shown = plots.visit_map(visits, shard_sizes=(1501,)).axes[0].images[0].get_array()
+    assert shown.shape == (1, 600) and set(np.round(np.unique(shown), 6)) <= {0.333333, 0.5, 0.666667}
 
 
 def test_time_is_stacked_and_the_share_named():
-    figure = plots.step_time([{"epoch": 0, "data_wait_s": 1.0, "step_s": 3.0}, {"epoch": 1, "data_wait_s": 0.0, "step_s": 4.0}])
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == [3, 4, 1, 0] and figure.axes[0].get_title() == "Waiting for data took 12.5% of the training time"
+    axes = plots.step_time(
+        [{"epoch": 0, "data_wait_s": 1.0, "step_s": 3.0}, {"epoch": 1, "data_wait_s": 0.0, "step_s": 96.0}]
+    ).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [3, 96, 1, 0]
+    assert [bar.get_y() for bar in axes.patches] == [0, 0, 3, 96]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches[:2]] == [1, 2]
+    assert title(axes) == "Waiting for data took 1.0% of 1 min 40 s"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_one_epoch_is_enough(seconds):
+    axes = plots.step_time([{"epoch": 4, "data_wait_s": 0.0, "step_s": seconds}]).axes[0]
+    assert axes.get_xlim() == (4.2, 5.8) and len(axes.patches) == 2
 
 
 def test_bars_carry_their_numbers():
-    figure = plots.bars({"raw pixels": 0.91, "student": 0.5}, xlabel="accuracy", title="t", errors={"student": 0.1})
-    axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [0.91, 0.5]
-    assert [text.get_text() for text in axes.texts] == ["0.910", "0.500"]
+    values = {"raw pixels": 0.91, "student": 0.5, "unknown": math.nan}
+    axes = plots.bars(values, xlabel="accuracy", title="t", errors={"student": 0.1}, reference=("chance", 0.1)).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.91, 0.5, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is on top
+    assert [text.get_text() for text in axes.texts] == ["0.910", "0.500", "n/a"]
+    (whiskers,) = axes.collections
+    assert np.allclose(whiskers.get_segments()[1], [[0.4, 1], [0.6, 1]])
+    assert list(axes.lines[-1].get_xdata()) == [0.1, 0.1] and axes.get_xlabel() == "accuracy (dashed: chance 0.1)"
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_views_are_shown_without_normalisation(dtype):
+def test_bars_may_be_negative_large_or_none():
+    axes = plots.bars({"a": -0.2, "b": 0.1}, xlabel="difference", title="t").axes[0]
+    assert axes.get_xlim()[0] < -0.2 and axes.get_xlim()[1] > 0.1 and len(axes.patches) == 2
+    assert plots.bars({"a": 12345.6}, xlabel="images/s", title="t").axes[0].texts[0].get_text() == "12,346"
+    empty = plots.bars({}, xlabel="accuracy", title="no labels").axes[0]
+    assert not empty.patches and title(empty) == "no labels" and empty.texts[0].get_text() == "no values"
+
+
+@pytest.mark.parametrize("stored", ["uint8", "float16"])
+def test_views_are_shown_without_normalisation(stored):
     images = torch.full((2, 3, 4, 4), 51, dtype=torch.uint8)
-    stored = images if dtype == torch.uint8 else (images / 255 - 0.5) / 0.2
-    views = [(torch.full((2, 3, 5, 5), 0.75) - 0.5) / 0.2]
-    figure = plots.view_grid(stored, views, mean=(0.5,) * 3, std=(0.2,) * 3)
-    pictures = [axes.images[0].get_array() for axes in figure.axes]
-    assert [picture.shape for picture in pictures] == [(4, 4, 3)] * 2 + [(5, 5, 3)] * 2
-    assert np.allclose(pictures[0], 0.2) and np.allclose(pictures[-1], 0.75)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    shift, scale = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    if stored == "float16":
+        images = ((images / 255 - shift) / scale).half()
+    views = [((torch.full((2, 3, 5, 8), value) - shift) / scale).bfloat16() for value in (0.75, 1.5)]
+    axes = plots.view_grid(images, views, mean=mean, std=std, titles=["global", "too bright"]).axes[0]
+    pictures = [image.get_array() for image in axes.images]
+    assert [picture.shape for picture in pictures] == [(4, 4, 3)] * 2 + [(5, 8, 3)] * 4
+    for picture, value in zip(pictures, [0.2, 0.2, 0.75, 0.75, 1.0, 1.0], strict=True):
+        assert np.allclose(picture, value, atol=0.01)  # bfloat16 has 8 bits; what is out of range is clipped
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cached\n4×4", "global\n8×5", "too bright\n8×5"]
+    left, right, bottom, top = axes.images[2].get_extent()
+    assert right - left == pytest.approx(1) and bottom - top == pytest.approx(5 / 8)  # no view is stretched
 
 
-def test_the_grid_of_stored_images_leaves_no_hole():
+def test_views_of_other_images_are_refused():
+    with pytest.raises(ValueError, match=r"views\[0\] holds 3 images, but images holds 2"):
+        plots.view_grid(torch.zeros(2, 3, 4, 4), [torch.zeros(3, 3, 4, 4)], mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
+def test_the_grid_of_stored_images_goes_row_by_row():
     images = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8)
-    figure = plots.image_grid(images, titles=[str(n) for n in range(10)])
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == 10 and shown[9].get_title() == "9"
-    assert np.array_equal(shown[9].images[0].get_array(), images[9].permute(1, 2, 0))
+    axes = plots.image_grid(images, titles=[str(n) for n in range(10)], columns=8).axes[0]
+    assert len(axes.images) == 10 and [text.get_text() for text in axes.texts] == [str(n) for n in range(10)]
+    assert np.array_equal(axes.images[9].get_array(), images[9].permute(1, 2, 0))
+    place = [image.get_extent() for image in axes.images]  # left, right, bottom, top; rows count downwards
+    assert place[9][0] == place[1][0] > place[0][0] and place[8][3] > place[0][2]
+    below = axes.texts[9].get_position()
+    assert place[9][0] < below[0] < place[9][1] and below[1] > place[9][2]
+
+
+def test_a_notebook_shows_a_figure_once(tmp_path):
+    cells = ["from kdnb import plots", "plots.bars({'a': 1.0}, xlabel='x', title='t')"]
+    notebook = {"cells": [], "metadata": {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}}
+    for number, source in enumerate(cells):
+        cell = {"id": f"c{number}", "cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+        notebook["cells"].append(cell | {"source": source})
+    (tmp_path / "in.ipynb").write_text(json.dumps(notebook | {"nbformat": 4, "nbformat_minor": 5}))
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar"]
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    outputs = json.loads((tmp_path / "out.ipynb").read_text())["cells"][-1]["outputs"]
+    assert ["image/png" in output.get("data", {}) for output in outputs] == [True]

@@ -1,97 +1,266 @@
 """Progress: the right display for who is watching, throttled, with numbers that add up."""
 
+import math
 import sys
+import types
 
 import pytest
 
-from kdnb.progress import Display, choose_mode, format_bytes, format_duration
+from kdnb.progress import Curve, Display, choose_mode, format_bytes, format_duration, format_number
 
 
 class Clock:
-    now = 100.0
+    """Seconds that the test moves on."""
 
-    def __call__(self):
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
         return self.now
 
 
-def test_lines_come_every_few_seconds_and_at_the_end(capsys):
-    clock = Clock()
-    with Display(100, title="train", clock=clock, mode="text") as display:
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def mode(monkeypatch):
+    """A function that forces a mode."""
+    monkeypatch.delenv("RANK", raising=False)
+    return lambda name: monkeypatch.setenv("KDNB_PROGRESS", name)
+
+
+@pytest.fixture
+def text(mode):
+    mode("text")
+
+
+def test_lines_come_every_five_seconds_and_at_the_end(capsys, clock, text):
+    with Display(100, title="train", clock=clock) as display:
         for step in range(1, 101):
-            clock.now += 0.2
+            clock.now += 0.25
             display.update(step, loss=1 / step, data_wait_s=0.5)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train: step 25/100 | 5 steps/s | 15 s left | loss 0.04 | data wait 0.5 s"
-    assert len(lines) == 5 and lines[-1] == "train: step 100/100 | 5 steps/s | loss 0.01 | data wait 0.5 s | 20 s"
+    assert lines[0] == "train: step 20/100 | 4 steps/s | 20 s left | loss 0.05 | data wait 500 ms"
+    assert [line.split(" | ")[0] for line in lines] == [f"train: step {n}/100" for n in (20, 40, 60, 80, 100, 100)]
+    assert lines[-1] == "train: step 100/100 | 4 steps/s | took 25 s | loss 0.01 | data wait 500 ms"
 
 
-def test_a_resumed_run_counts_its_rate_from_where_it_goes_on(capsys):
-    clock = Clock()
-    display = Display(1000, title="t", clock=clock, mode="text")
-    for step in range(901, 911):
+def test_nothing_is_printed_before_it_is_due_and_only_once_at_the_end(capsys, clock, text):
+    display = Display(2, title="t", clock=clock)
+    clock.now += 1
+    display.update(1)
+    assert capsys.readouterr().out == ""
+    clock.now += 1
+    display.update(2)
+    display.close("3 unreadable")
+    display.close()
+    clock.now += 100
+    display.update(2)
+    assert capsys.readouterr().out == "t: step 2/2 | 1 steps/s | took 2.0 s | 3 unreadable\n"
+
+
+def test_a_resumed_run_counts_its_speed_from_where_it_goes_on(capsys, clock, text):
+    display = Display(1000, title="t", clock=clock)
+    for step in range(901, 907):
         clock.now += 1
         display.update(step)
-    assert "1 steps/s | 1 min 35 s left" in capsys.readouterr().out
+    assert capsys.readouterr().out == "t: step 905/1,000 | 1 steps/s | 1 min 35 s left\n"
 
 
-def test_an_error_leaves_an_honest_last_line(capsys):
-    with pytest.raises(KeyError), Display(10, title="t", mode="text") as display:
+def test_time_left_follows_the_speed_of_late(capsys, clock, text):
+    display = Display(10_000, title="t", clock=clock)
+    for step in range(1, 3001):  # the first 1,000 at 100 steps/s, the others at 2 steps/s
+        clock.now += 0.01 if step <= 1000 else 0.5
+        display.update(step)
+    assert "2 steps/s" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_slow_work_is_told_in_time_per_unit(capsys, clock, text):
+    display = Display(10, title="t", unit="epoch", clock=clock)
+    for epoch in (1, 2):
+        clock.now += 75
+        display.update(epoch)
+    assert capsys.readouterr().out.splitlines()[-1] == "t: epoch 2/10 | 1 min 15 s/epoch | 10 min 0 s left"
+
+
+def test_what_the_caller_measured_replaces_the_own_speed(capsys, clock, text):
+    display = Display(None, title="precompute", unit="image", clock=clock)
+    display.update(64, total=None, images_per_second=32.0, seconds_left=None, bytes_written=1_500_000)
+    clock.now += 5
+    display.update(128, total=640, images_per_second=64.0, seconds_left=8, bytes_written=3_000_000)
+    display.close()
+    middle, last = capsys.readouterr().out.splitlines()
+    assert middle == "precompute: image 128/640 | 64 images/s | 8.0 s left | written 3 MB"
+    assert last == "precompute: image 128/640 | 64 images/s | took 5.0 s | written 3 MB"
+
+
+def test_an_unknown_total_shows_no_time_left(capsys, clock, text):
+    display = Display(None, title="t", unit="image", clock=clock)
+    display.update(0)
+    clock.now += 5
+    display.update(10)
+    assert capsys.readouterr().out == "t: image 10 | 2 images/s\n"
+
+
+def test_an_error_leaves_an_honest_last_line(capsys, clock, text):
+    with pytest.raises(KeyboardInterrupt), Display(10, title="t", clock=clock) as display:
+        clock.now += 1
+        display.update(3, loss=math.nan)
+        clock.now += 1
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "t: step 3/10 | stopped by KeyboardInterrupt after 2.0 s | loss nan\n"
+
+
+def test_without_an_update_the_line_says_why(capsys, clock, text):
+    with Display(10, title="done before", clock=clock):
+        pass
+    with pytest.raises(KeyError), Display(10, title="broken", clock=clock):
+        raise KeyError
+    done, broken = capsys.readouterr().out.splitlines()
+    assert done == "done before: nothing was left to do | took 0 ms"
+    assert broken == "broken: no step done | stopped by KeyError after 0 ms"
+
+
+def test_none_says_nothing(capsys, clock, mode):
+    mode("none")
+    with Display(1, title="t", clock=clock) as display:
+        clock.now += 100
+        display.update(1)
+    assert capsys.readouterr().out == "" and display.box is None
+
+
+def test_widgets_show_bar_line_and_curve(clock, mode):
+    mode("widgets")
+    display = Display(2000, title="<train>", curve="loss", clock=clock)
+    bar, line, image = display.box.children
+    assert display.box._dom_classes == ("kdnb-progress",) and image.layout.display == "none"
+    for step in range(1, 81):
+        clock.now += 1 / 64
+        display.update(step, loss=1 / step)
+    assert (bar.value, bar.max, bar.bar_style) == (64, 2000, "")  # drawn at 0.5 s and 1 s
+    assert "&lt;train&gt;: step 64/2,000 | 64 steps/s | 30 s left | loss 0.0156<" in line.value
+    assert bytes(image.value).startswith(b"\x89PNG") and image.layout.display is None
+    drawn = display._widgets._canvas.figure.axes[0].lines[0]
+    assert list(drawn.get_ydata()[:3]) == [1, 1 / 2, 1 / 3]
+    display.update(2000, loss=0.25)
+    display.close("all <well>")
+    assert (bar.value, bar.bar_style) == (2000, "success")
+    assert line.value.endswith("| loss 0.25 | all &lt;well&gt;</span>") and "took 1.2 s" in line.value
+    assert drawn.get_xdata()[-1] == 2000  # the last value is in the final picture
+    assert display.box._dom_classes == ("kdnb-progress", "kdnb-done")
+
+
+def test_widgets_redraw_every_half_second(clock, mode, monkeypatch):
+    mode("widgets")
+    display = Display(100, title="t", clock=clock)
+    shown = []
+    monkeypatch.setattr(display._widgets, "show", lambda line, *_: shown.append(line))
+    for step in range(1, 17):
+        clock.now += 0.125
+        display.update(step)
+    assert [line.split(" | ")[0] for line in shown] == [f"t: step {n}/100" for n in (4, 8, 12, 16)]
+
+
+def test_slow_drawing_is_drawn_less_often(clock, mode, monkeypatch):
+    mode("widgets")
+    display = Display(1000, title="t", clock=clock)
+    shown = []
+
+    def slow(*_):
+        shown.append(clock.now)
+        clock.now += 1.0
+
+    monkeypatch.setattr(display._widgets, "show", slow)
+    for step in range(1, 61):
+        clock.now += 1.0
+        display.update(step)
+    assert [b - a for a, b in zip(shown, shown[1:], strict=False)] == [26.0, 26.0]  # 1 s of drawing, 25 s of work: 4%
+
+
+def test_widgets_show_an_error_and_keep_what_was_done(mode):
+    mode("widgets")
+    with pytest.raises(KeyError), Display(10, title="t") as display:
         display.update(3)
         raise KeyError
-    assert capsys.readouterr().out.splitlines()[-1].endswith("stopped: KeyError")
+    bar, line, image = display.box.children
+    assert (bar.value, bar.bar_style) == (3, "danger") and "stopped by KeyError" in line.value
+    assert image.layout.display == "none"  # no curve was asked for
+    assert "kdnb-done" in display.box._dom_classes
 
 
-def test_an_unknown_total_shows_no_time_left(capsys):
-    display = Display(None, title="t", unit="image", mode="text")
-    display.update(7, bytes_written=1_500_000)
+def test_widgets_without_a_total_fill_the_bar_at_the_end(mode):
+    mode("widgets")
+    display = Display(None, title="t", unit="image")
+    display.update(12)
+    assert display.box.children[0].value == 0
+    display.update(24, total=24)
     display.close()
-    out = capsys.readouterr().out
-    assert out.startswith("t: image 7 |") and "1.5 MB written" in out and "left" not in out
+    assert display.box.children[0].value == display.box.children[0].max == 24
 
 
-def test_none_says_nothing(capsys):
-    with Display(1, title="t", mode="none") as display:
-        display.update(1)
-    assert capsys.readouterr().out == ""
-
-
-def test_widgets_show_bar_text_and_a_bounded_curve():
-    clock = Clock()
-    display = Display(2000, title="<train>", curve="loss", clock=clock, mode="widgets")
-    parts = display._widgets
-    for step in range(1, 2001):
-        clock.now += 0.01
-        display.update(step, loss=1 / step)
-    display.close()
-    assert parts.bar.value == 2000 and parts.bar.bar_style == "success"
-    assert "&lt;train&gt;: step 2,000/2,000" in parts.text.value
-    assert bytes(parts.picture.value).startswith(b"\x89PNG") and parts.picture.layout.display == "block"
-    assert set(parts.box._dom_classes) == {"kdnb-progress", "kdnb-done"}
-    assert 200 <= len(display._values) <= 401 and display._values[0] == 1.0
+def test_the_curve_is_bounded_and_keeps_the_means():
+    curve = Curve()
+    for x in range(1, 4001):
+        curve.add(x, float(x))
+        curve.add(x, math.nan)
+    assert curve.stride == 16 and len(curve.x) == len(curve.y) == 250
+    assert curve.x[:2] == [16, 32] and curve.y[:2] == [8.5, 24.5]  # means of 1..16 and 17..32
 
 
 def test_who_is_watching_decides(monkeypatch):
-    for name in ("KDNB_PROGRESS", "JPY_SESSION_NAME", "VSCODE_PID"):
+    for name in ("KDNB_PROGRESS", "JPY_SESSION_NAME", "VSCODE_PID", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert choose_mode() == "text"
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert choose_mode() == "text"  # papermill and nbval
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
     monkeypatch.setenv("JPY_SESSION_NAME", "train.ipynb")
+    assert choose_mode() == "text"  # a script that a notebook started
+    shell = types.SimpleNamespace(kernel=object(), user_ns={})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     assert choose_mode() == "widgets"
-    monkeypatch.setenv("KDNB_PROGRESS", "none")
-    assert choose_mode() == "none"
-    monkeypatch.setenv("KDNB_PROGRESS", "loud")
-    with pytest.raises(ValueError, match="KDNB_PROGRESS is 'loud'; allowed is widgets, text or none"):
-        choose_mode()
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    assert choose_mode() == "text"  # papermill, nbval
+    shell.user_ns["__vsc_ipynb_file__"] = "train.ipynb"
+    assert choose_mode() == "widgets"
+    monkeypatch.setenv("KDNB_PROGRESS", "text")
+    assert choose_mode() == "text"
+    monkeypatch.setenv("RANK", "1")
+    assert choose_mode() == "none"  # the first process displays
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])
+def test_a_wrong_mode_or_total_is_refused(mode):
+    mode("loud")
+    with pytest.raises(ValueError, match="KDNB_PROGRESS is 'loud'; allowed are widgets, text, none"):
+        Display(1, title="t")
+    mode("none")
+    for total in (-1, 2.5, True):
+        with pytest.raises(ValueError, match=f"total is {total}; allowed are whole numbers"):
+            Display(total, title="t")
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (-1, "0 ms"), (0.0004, "0.4 ms"), (0.0123, "12.3 ms"), (0.2, "200 ms"),
+        (0.9996, "1.0 s"), (3.21, "3.2 s"), (9.96, "10 s"), (59.7, "1 min 0 s"),
+        (75, "1 min 15 s"), (3599.7, "1 h 0 min"), (3700, "1 h 2 min"), (86_399, "1 d 0 h"),
+        (183_600, "2 d 3 h"), (math.inf, "?"), (math.nan, "?"),
+    ],
+)  # fmt: skip
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    "count, text", [(0, "0 B"), (512, "512 B"), (1500, "1.5 kB"), (75.3e9, "75.3 GB"), (154e6, "154 MB"), (2e12, "2.0 TB")]
+    "count, text",
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_600, "1 MB"), (75.3e9, "75.3 GB"), (301e9, "301 GB"), (5e15, "5,000 TB")],
 )
 def test_bytes(count, text):
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    "value, text", [(12345, "12,345"), (0.41234, "0.412"), (2.306, "2.31"), (1e-5, "1e-05"), (1234.6, "1,235")]
+)
+def test_numbers(value, text):
+    assert format_number(value) == text
