@@ -21,10 +21,11 @@ def standardised_mse(
     """Mean squared error between student features [B, D] and (teacher - mean) / std.
 
     The statistics [D] are the teacher's over a fixed set of images, not the batch's: the loss then does not depend on how
-    a batch is cut up. A dimension that never varies (std near 0) is compared with 0.
+    a batch is cut up. std counts as at least a hundredth of its mean over dimensions: in one that hardly varies, division
+    would turn rounding of the teacher's numbers into the largest targets of all.
     """
     _same_shape(student, teacher)
-    target = (teacher.float() - mean) / std.clamp_min(1e-6 * std.max().clamp_min(1e-12))
+    target = (teacher.float() - mean) / std.clamp_min(0.01 * std.mean().clamp_min(1e-12))
     return F.mse_loss(student.float(), target)
 
 
@@ -42,8 +43,7 @@ def soft_target_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperatur
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Mean entropy of softmax(logits [B, C]) in nats."""
-    log_p = F.log_softmax(logits.float(), dim=-1)
-    return -(log_p.exp() * log_p).sum(-1).mean()
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean()  # entr(0) is 0, also for a logit of -inf
 
 
 class DistillationLoss:
@@ -51,8 +51,9 @@ class DistillationLoss:
 
     Args:
         kind: `mse` on standardised features, `cosine` of features, or `soft_targets`.
-        temperature, alpha: of the soft targets; the mix is alpha * soft + (1 - alpha) * cross-entropy, so that alpha = 1
-            needs no labels and alpha = 0 no teacher's opinion.
+        temperature: of the soft targets.
+        alpha: weight of that term; the mix is alpha * term + (1 - alpha) * cross-entropy, so that alpha = 1 needs no
+            labels and alpha = 0 no teacher's opinion.
         mean, std: of the teacher's features [D], for `mse`.
         layer_weight: weight of the mean cosine loss over intermediate layers, where the answers hold "layers".
 
@@ -80,9 +81,21 @@ class DistillationLoss:
         self.mean, self.std, self.layer_weight = mean, std, layer_weight
 
     def __call__(self, students: list[dict], teachers: list[dict], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        pairs = [(student, teacher) for student, teacher in zip(students, teachers, strict=False)]
+        self._check(students, teachers, labels)
+        pairs = list(zip(students, teachers, strict=False))
         pairs += [(local, teacher) for local in students[len(teachers) :] for teacher in teachers]
-        parts = self._soft(pairs, students[0], labels) if self.kind == "soft_targets" else self._features(pairs)
+        term = _mean(self._term(student, teacher) for student, teacher in pairs)
+        parts = {"loss": term, self.kind: term}
+        if self.kind == "soft_targets":
+            parts["teacher_entropy"] = _mean(entropy(teacher["logits"]) for teacher in teachers).detach()
+            if labels is not None:
+                parts["teacher_accuracy"] = _accuracy(teachers[0], labels)
+        if labels is not None and (self.alpha < 1 or self.kind == "soft_targets"):
+            hard = _mean(F.cross_entropy(student["logits"].float(), labels) for student, _ in pairs)
+            parts |= {"cross_entropy": hard, "student_accuracy": _accuracy(students[0], labels)}
+            # A term without weight is left out, not multiplied by 0: it may be infinite, and its gradient costs time.
+            mix = {1.0: term, 0.0: hard}.get(self.alpha)
+            parts["loss"] = self.alpha * term + (1 - self.alpha) * hard if mix is None else mix
         if "layers" in students[0] and "layers" in teachers[0]:
             parts["layers"] = _mean(
                 cosine_loss(a, b) for s, t in pairs for a, b in zip(s["layers"], t["layers"], strict=True)
@@ -90,30 +103,29 @@ class DistillationLoss:
             parts["loss"] = parts["loss"] + self.layer_weight * parts["layers"]
         return parts
 
-    def _features(self, pairs: list[tuple[dict, dict]]) -> dict[str, torch.Tensor]:
+    def _term(self, student: dict, teacher: dict) -> torch.Tensor:
+        """The distillation term of one pair of answers."""
+        if self.kind == "soft_targets":
+            return soft_target_loss(student["logits"], teacher["logits"], temperature=self.temperature)
         if self.kind == "cosine":
-            value = _mean(cosine_loss(s["features"], t["features"]) for s, t in pairs)
-        else:
-            statistics = {"mean": self.mean, "std": self.std}
-            value = _mean(standardised_mse(s["features"], t["features"], **statistics) for s, t in pairs)
-        return {"loss": value, self.kind: value}
+            return cosine_loss(student["features"], teacher["features"])
+        return standardised_mse(student["features"], teacher["features"], mean=self.mean, std=self.std)
 
-    def _soft(self, pairs: list[tuple[dict, dict]], first: dict, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        for who, answers in (("student", first), ("teacher", pairs[0][1])):
-            if "logits" not in answers:
-                raise ValueError(f"loss is soft_targets, but the {who} has no classification head (num_classes is 0).")
-        soft = _mean(soft_target_loss(s["logits"], t["logits"], temperature=self.temperature) for s, t in pairs)
-        parts = {"soft_targets": soft, "teacher_entropy": _mean(entropy(t["logits"]) for _, t in pairs).detach()}
-        if labels is None:
-            if self.alpha < 1:
-                raise ValueError(f"alpha is {self.alpha}, but the images have no labels; without labels alpha must be 1.")
-            return {"loss": soft} | parts
-        hard = _mean(F.cross_entropy(s["logits"].float(), labels) for s, _ in pairs)
-        parts |= {"cross_entropy": hard, "student_accuracy": _accuracy(pairs[0][0], labels)}
-        parts["teacher_accuracy"] = _accuracy(pairs[0][1], labels)
-        # A term without weight is left out, not multiplied by 0: it may be infinite, and its gradient costs time.
-        mix = {1.0: soft, 0.0: hard}.get(self.alpha)
-        return {"loss": self.alpha * soft + (1 - self.alpha) * hard if mix is None else mix} | parts
+    def _check(self, students: list[dict], teachers: list[dict], labels: torch.Tensor | None):
+        """Raise ValueError where the answers lack something that the loss needs."""
+        if not 1 <= len(teachers) <= len(students):
+            raise ValueError(f"{len(teachers)} teacher views and {len(students)} student views; the teacher sees at least one, "
+                             "and the student all that the teacher sees.")  # fmt: skip
+        if self.alpha < 1 and labels is None:
+            raise ValueError(f"alpha is {self.alpha}, but the images have no labels; without labels alpha must be 1.")
+        needing = [("student", students[0])] if self.alpha < 1 or self.kind == "soft_targets" else []
+        needing += [("teacher", teachers[0])] if self.kind == "soft_targets" else []
+        for who, answer in needing:
+            if "logits" not in answer:
+                raise ValueError(
+                    f"loss is {self.kind} and alpha {self.alpha}, which need logits, but the {who} has no classification "
+                    "head (num_classes is 0)."
+                )
 
 
 def _accuracy(answer: dict, labels: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ from kdnb.data.views import CleanTransform, FastMultiCropTransform, SimpleTransf
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
 from kdnb.losses import DistillationLoss
-from kdnb.models.vision import FeatureModel, Student, build_model, freeze, load_model, save_model
+from kdnb.models.folder import load_model, save_model
+from kdnb.models.vision import FeatureModel, Student, build_model, freeze
 from kdnb.precompute import precompute
 from kdnb.runs import Run, anchored, find_device, set_seed
 from kdnb.teachers import LiveTeacher, feature_statistics, require_knowledge, teacher_knowledge
@@ -34,10 +35,10 @@ def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
     return {"dataset": p.dataset if p.dataset == "digits" else _local_or_hub(p.dataset), **names}
 
 
-def _local_or_hub(dataset: str) -> str:
-    """A path from the project's root where there is such a file or folder; otherwise a name on the Hub."""
-    path = anchored(dataset)
-    return str(path) if path.exists() else dataset
+def _local_or_hub(name: str) -> str:
+    """A path from the project's root where there is such a file or folder; otherwise a name that timm or the Hub knows."""
+    path = anchored(name)
+    return str(path) if path.exists() else name
 
 
 def ensure_cache(p: SimpleNamespace) -> dict:
@@ -104,7 +105,7 @@ def build_teacher(p: SimpleNamespace) -> FeatureModel:
         model = load_model(_builtin_teacher())
     else:
         checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
-        model = build_model(p.teacher, pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
+        model = build_model(_local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
     teacher = FeatureModel(model, layers=tuple(p.feature_layers))
     return freeze(teacher.to(find_device()))
 
@@ -144,6 +145,8 @@ def build_student(p: SimpleNamespace, teacher: FeatureModel) -> Student:
     """The student with projections to the teacher's widths; the seed alone decides its first weights."""
     set_seed(p.seed)
     heads = teacher.num_classes if p.loss == "soft_targets" else 0
+    if not heads and p.alpha < 1:  # labels are mixed in, so the student classifies, too
+        heads = len(read_index(anchored(p.cache_dir))["classes"] or ())
     model = build_model(p.student, num_classes=heads, **p.student_args)
     layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
     return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())

@@ -23,8 +23,11 @@ def test_standardised_mse_by_hand():
 
 
 def test_a_dimension_that_never_varies_does_not_explode():
-    statistics = {"mean": torch.tensor([1.0, 0.0]), "std": torch.tensor([0.0, 1.0])}
-    assert standardised_mse(torch.zeros(1, 2), torch.tensor([[1.0, 1.0]]), **statistics).item() == pytest.approx(0.5)
+    """Means 100 and 0, std 0 and 1: the first counts as 0.005, so that rounding by 1e-4 is a target of 0.02."""
+    statistics = {"mean": torch.tensor([100.0, 0.0]), "std": torch.tensor([0.0, 1.0])}
+    assert standardised_mse(torch.zeros(1, 2), torch.tensor([[100.0, 1.0]]), **statistics).item() == pytest.approx(0.5)
+    rounded = standardised_mse(torch.zeros(1, 2), torch.tensor([[100.0001, 1.0]]), **statistics).item()
+    assert rounded == pytest.approx((0.02**2 + 1) / 2, rel=1e-3)
 
 
 def test_soft_targets_by_hand():
@@ -52,6 +55,17 @@ def test_soft_targets_are_a_mean_over_rows_and_the_gradient_keeps_its_size():
 def test_entropy_by_hand():
     assert entropy(torch.zeros(3, 4)).item() == pytest.approx(math.log(4))
     assert entropy(torch.tensor([[math.log(3), 0.0]])).item() == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+
+
+def test_entropy_of_an_excluded_class_is_a_number():
+    assert entropy(torch.tensor([[0.0, 0.0, -math.inf]])).item() == pytest.approx(math.log(2))
+
+
+def test_the_gradient_covers_what_the_teacher_finds_possible():
+    """d KL(teacher || student) / d logits = student - teacher = (1/2 - 3/4, 1/2 - 1/4); the reverse KL's is another."""
+    student = torch.zeros(1, 2, requires_grad=True)
+    soft_target_loss(student, torch.tensor([[math.log(3), 0.0]]), temperature=1).backward()
+    assert student.grad.tolist() == [pytest.approx([-0.25, 0.25])]
 
 
 def logits(*rows):
@@ -82,6 +96,15 @@ def test_views_are_paired_as_they_should_be():
     assert parts["loss"].item() == pytest.approx((0 + 0 + 0 + 1) / 4)
 
 
+def test_feature_losses_are_mixed_with_labels_too():
+    """Cosine of a right angle is 1; the logits (ln 3, 0) give class 0 with 3/4."""
+    student = {"features": torch.tensor([[1.0, 0.0]])} | logits([math.log(3), 0.0])
+    teacher = {"features": torch.tensor([[0.0, 1.0]])}
+    parts = DistillationLoss("cosine", alpha=0.25)([student], [teacher], torch.tensor([0]))
+    assert parts["loss"].item() == pytest.approx(0.25 * 1 + 0.75 * math.log(4 / 3))
+    assert set(DistillationLoss("cosine")([student], [teacher], torch.tensor([0]))) == {"loss", "cosine"}
+
+
 def test_layers_are_added_with_their_weight():
     student = {"features": torch.tensor([[1.0, 0.0]]), "layers": [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])]}
     teacher = {"features": torch.tensor([[0.0, 1.0]]), "layers": [torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])]}
@@ -93,6 +116,10 @@ def test_bfloat16_answers_are_compared_in_float32():
     student, teacher = torch.randn(4, 6).bfloat16(), torch.randn(4, 6).bfloat16()
     for loss in (cosine_loss(student, teacher), soft_target_loss(student, teacher, temperature=2), entropy(student)):
         assert loss.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = soft_target_loss(student, teacher, temperature=2), cosine_loss(student, teacher)
+    assert under[0].item() == soft_target_loss(student.float(), teacher.float(), temperature=2).item()
+    assert under[1].item() == cosine_loss(student.float(), teacher.float()).item()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +131,13 @@ def test_bfloat16_answers_are_compared_in_float32():
         (lambda: DistillationLoss("mse"), "needs the mean and std"),
         (lambda: cosine_loss(torch.ones(2, 3), torch.ones(2, 4)), r"student's answer is \[2, 3\] and the teacher's \[2, 4\]"),
         (lambda: DistillationLoss("soft_targets")([{}], [logits([0.0])], None), "the student has no classification head"),
+        (lambda: DistillationLoss("soft_targets")([logits([0.0])], [{}], None), "the teacher has no classification head"),
+        (
+            lambda: DistillationLoss("cosine", alpha=0.5)([{}], [{}], torch.zeros(1)),
+            "loss is cosine and alpha 0.5, which need logits, but the student",
+        ),
+        (lambda: DistillationLoss("cosine")([{}], [{}, {}], None), "2 teacher views and 1 student views"),
+        (lambda: soft_target_loss(torch.ones(1, 2), torch.ones(1, 2), temperature=-1), "temperature is -1; allowed is above 0"),
         (
             lambda: DistillationLoss("soft_targets", alpha=0.5)([logits([0.0])], [logits([0.0])], None),
             "alpha is 0.5, but the images have no labels",

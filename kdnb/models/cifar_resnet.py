@@ -2,7 +2,8 @@
 
 Three stages of 16, 32 and 64 channels at 32, 16 and 8 pixels, 6n + 2 layers, shortcuts without weights (option A: every
 second pixel, missing channels zero). `cifar_resnet20` to `cifar_resnet110` load the published state dicts with the keys of
-the common PyTorch implementation; `cifar_resnet8`, with a smaller `width` perhaps, is a student. Import this module and `timm.create_model` knows them.
+the common PyTorch implementation; `cifar_resnet8`, with a smaller `width` perhaps, is a student. Import this module and
+`timm.create_model` knows them.
 """
 
 import torch
@@ -84,7 +85,7 @@ class CifarResNet(nn.Module):
         found = []
         x = F.relu(self.bn1(self.conv1(x)))
         for number, stage in enumerate((self.layer1, self.layer2, self.layer3)):
-            if stop_early and number > max(wanted):
+            if stop_early and number > max(wanted, default=-1):
                 break
             x = checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
             if number in wanted:
@@ -123,8 +124,15 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(depth: int, pretrained: bool, **kwargs) -> CifarResNet:
-    name = f"cifar_resnet{depth}"
-    return build_model_with_cfg(CifarResNet, name, pretrained, pretrained_filter_fn=_published_keys, depth=depth, **kwargs)
+    return build_model_with_cfg(
+        CifarResNet,
+        f"cifar_resnet{depth}",
+        pretrained,
+        pretrained_filter_fn=_published_keys,
+        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},  # features_only through forward_intermediates
+        depth=depth,
+        **kwargs,
+    )
 
 
 @register_model

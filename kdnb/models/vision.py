@@ -1,15 +1,19 @@
-"""Any timm model as teacher or student: built by name, checked against its checkpoint, saved so that timm reloads it."""
+"""Any timm model as teacher or student: built by name, checked against its checkpoint, asked for its features."""
 
 import difflib
-import shutil
+import inspect
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from kdnb.models.folder import load_model
+
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "student")  # where checkpoint files keep the weights
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_PREFIXES = ("module.", "_orig_mod.", "encoder.model.", "model.", "backbone.")
 
 
 def build_model(
@@ -24,46 +28,77 @@ def build_model(
 
     Args:
         name: a name that timm knows, a CIFAR ResNet (`cifar_resnet20` ...), or a folder that `save_model` wrote.
-        pretrained: with the Hub's weights. checkpoint: a file with a state dict (.pt, .pth, .th, .safetensors).
+        pretrained: with the Hub's weights; a checkpoint or a folder takes their place.
+        checkpoint: a file with a state dict (.pt, .pth, .th, .safetensors), or a run's own checkpoint.
         num_classes: width of the head, 0 for none; None takes the checkpoint's or timm's default.
         kwargs: further arguments of the architecture, such as img_size or depth.
 
     Returns:
-        The model, with `head_is_random` set: whether it has a head that no checkpoint filled.
+        The model, with `head_is_random` set: whether it has a head that neither checkpoint, folder nor Hub filled; and
+        `kdnb_args`, the architecture's arguments, for `save_model`.
 
     Raises:
         ValueError: an unknown name (with near ones), arguments that the model does not take, or a checkpoint of another
             architecture (with some of the keys that do not fit).
+        FileNotFoundError: no such checkpoint or folder.
         ConnectionError: pretrained weights that cannot be fetched.
     """
     import timm
 
     from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
 
-    if Path(name.removeprefix("local-dir:")).is_dir():
-        return load_model(name.removeprefix("local-dir:"))
-    if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-        raise ValueError(f"{name} is no model that timm knows; near names are {', '.join(near) or 'none'}.")
+    folder = _as_folder(name)
+    if folder is None:
+        _require_known(name)
     settings = kwargs if num_classes is None else kwargs | {"num_classes": num_classes}
     state = None if checkpoint is None else _read_checkpoint(Path(checkpoint))
-    if state is not None and num_classes is None and "num_classes" not in kwargs:
-        settings = settings | _classes_of(name, state, kwargs)
+    if state is not None and "num_classes" not in settings:
+        settings = settings | _classes_of(name, state)
+    pretrained = pretrained and folder is None and state is None
     try:
-        model = timm.create_model(name, pretrained=pretrained, **settings)
+        model = load_model(folder, **settings) if folder else timm.create_model(name, pretrained=pretrained, **settings)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot be built with {settings or 'its defaults'}: {error}.") from error
     except Exception as error:
-        if not pretrained:
+        if "state_dict" in str(error):  # weights are there, but of other shapes
+            raise ValueError(f"the weights of {name} do not fit {settings}: {' '.join(str(error).split())[:200]}.") from error
+        if not pretrained and not name.startswith("hf-hub:"):  # whose architecture is on the Hub, too
             raise
         raise ConnectionError(
             f"the pretrained weights of {name} cannot be fetched ({str(error).splitlines()[0][:120]}); without a network, "
             "pass the path of a checkpoint file or of a model folder."
         ) from error
-    model.head_is_random = model.num_classes > 0 and not pretrained
+    if folder is None:
+        # Weights of the Hub fill the head only where it has as many classes as theirs.
+        filled = pretrained and model.pretrained_cfg.get("num_classes") == model.num_classes
+        model.head_is_random = model.num_classes > 0 and not filled
+        of_timm = {"num_classes", *inspect.signature(timm.create_model).parameters}  # the rest makes the architecture
+        model.kdnb_args = {key: value for key, value in settings.items() if key not in of_timm}
     if state is not None:
         model.head_is_random = _load_state(model, state, Path(checkpoint))
     return model
+
+
+def _as_folder(name: str) -> Path | None:
+    """The model folder that `name` means; None for a name of timm, even where a folder is called the same."""
+    import timm
+
+    if name.startswith("local-dir:"):
+        return Path(name.removeprefix("local-dir:"))
+    return Path(name) if name and not timm.is_model(name) and Path(name).is_dir() else None
+
+
+def _require_known(name: str):
+    """Raise ValueError, with near names, for a model or a tag that timm does not know; the Hub's are known to the Hub."""
+    import timm
+
+    base, _, tag = name.partition(".")
+    tags = timm.list_models(f"{base}.*", include_tags=True) if timm.is_model(base) else []
+    if name.startswith("hf-hub:") or (timm.is_model(base) and (not tag or name in tags)):
+        return
+    known = tags or timm.list_models()
+    near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.5)) or "none"
+    raise ValueError(f"{name} is no model that timm knows and no model folder; near names are {near}.")
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -84,23 +119,21 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             state = state[container]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} holds no state dict; expected names and tensors.")
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {_renamed(name): value for name, value in state.items()}
+    if any(name.startswith("encoder.model.") for name in state):  # a run's Student: its projections are not the model's
+        state = {name: value for name, value in state.items() if name.startswith("encoder.model.")}
+    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}  # as the published CIFAR ResNets say
 
 
-def _renamed(name: str) -> str:
-    """The published CIFAR ResNets call their head `linear`."""
-    return "fc." + name.removeprefix("linear.") if name.startswith("linear.") else name
-
-
-def _classes_of(name: str, state: dict, kwargs: dict) -> dict:
-    """The width of the head in a checkpoint, as `num_classes`; nothing where it has none."""
+def _classes_of(name: str, state: dict) -> dict:
+    """The width of the head in a checkpoint, as `num_classes`, 0 where it has none; nothing for a folder or the Hub's model."""
     import timm
 
-    head = timm.models.get_pretrained_cfg(name.split(".")[0]).classifier
-    head = head if isinstance(head, str) else (head or ("",))[0]
+    config = timm.models.get_pretrained_cfg(name.split(".")[0])
+    if config is None:
+        return {}
+    head = config.classifier if isinstance(config.classifier, str) else (config.classifier or ("",))[0]
     weight = state.get(f"{head}.weight")
     return {"num_classes": 0 if weight is None else len(weight)}
 
@@ -113,28 +146,25 @@ def _load_state(model: nn.Module, state: dict, path: Path) -> bool:
     differing = [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
     missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
     missing = {n for n in missing if not n.endswith("num_batches_tracked")}
-    faults = {
-        "missing": sorted(n for n in missing if not n.startswith(heads)) if heads else sorted(missing),
-        "unexpected": sorted(n for n in unexpected if not (heads and n.startswith(heads))),
-        "of another shape": [
-            f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}"
-            for n in sorted(differing)
-            if not (heads and n.startswith(heads))
-        ],
-    }
+    shapes = {n: f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}" for n in differing}
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    faults = {kind: sorted(n for n in names if not n.startswith(heads)) for kind, names in faults.items()}
+    faults["of another shape"] = [shapes[n] for n in faults["of another shape"]]
     faults = {kind: names for kind, names in faults.items() if names}
     if faults:
         words = "; ".join(f"{len(n)} {kind}: {', '.join(n[:5])}{' ...' if len(n) > 5 else ''}" for kind, n in faults.items())
         raise ValueError(f"checkpoint {path} is of another architecture than {type(model).__name__}: {words}.")
     model.load_state_dict({n: v for n, v in state.items() if n in expected and n not in differing}, strict=False)
-    return bool(heads) and model.num_classes > 0 and any(n.startswith(heads) for n in [*missing, *differing])
+    return model.num_classes > 0 and any(n.startswith(heads) for n in [*missing, *differing])
 
 
 class FeatureModel(nn.Module):
     """A timm model that answers with its pooled features, its logits and, where asked, intermediate features.
 
     Args:
-        model: from `build_model`. layers: indices of intermediate features, as for timm's `forward_intermediates`.
+        model: from `build_model`.
+        layers: indices of intermediate features, as for timm's `forward_intermediates` (negative ones count from the
+            end), in any order. ValueError where the model has no such layer.
 
     `forward(images [B, 3, H, W])` returns {"features": [B, feature_dim]}, "logits" [B, num_classes] where there is a head,
     and "layers", a list of [B, D], pooled over space or tokens, where `layers` is not empty.
@@ -142,23 +172,22 @@ class FeatureModel(nn.Module):
 
     def __init__(self, model: nn.Module, *, layers: Sequence[int] = ()):
         super().__init__()
-        self.model, self.layers = model, tuple(layers)
-        self.frozen = False  # see freeze
+        count = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
+        if wrong := [index for index in layers if not -count <= index < count]:
+            raise ValueError(f"layers {wrong} are not in {type(model).__name__}, which has {count}; allowed is 0 to {count - 1}.")
+        self.model, self.layers = model, tuple(index % count for index in layers)
         self.num_classes = model.num_classes
         self.feature_dim = model.head_hidden_size
         self.layer_dims = tuple(model.feature_info[i]["num_chs"] for i in self.layers)
         self.head_is_random = getattr(model, "head_is_random", model.num_classes > 0)
 
-    def train(self, mode: bool = True) -> "FeatureModel":
-        """Training or eval mode; a frozen model stays in eval mode."""
-        return super().train(mode and not self.frozen)
-
     def forward(self, images: torch.Tensor) -> dict:
         """See the class."""
         answer = {}
         if self.layers:
-            found, middle = self.model.forward_intermediates(images, indices=list(self.layers), norm=True)
-            answer["layers"] = [features.mean((2, 3)) for features in middle]  # timm gives NCHW
+            taken = sorted(set(self.layers))  # timm answers in this order, whatever was asked
+            found, middle = self.model.forward_intermediates(images, indices=taken, norm=True)
+            answer["layers"] = [middle[taken.index(layer)].mean((2, 3)) for layer in self.layers]  # timm gives NCHW
         else:
             found = self.model.forward_features(images)
         answer["features"] = self.model.forward_head(found, pre_logits=True)
@@ -181,7 +210,7 @@ class Student(nn.Module):
     def __init__(self, model: nn.Module, *, teacher_dim: int, layers: Sequence[int] = (), layer_dims: Sequence[int] = ()):
         super().__init__()
         if len(layers) != len(layer_dims):
-            raise ValueError(f"student_layers has {len(layers)} layers and feature_layers {len(layer_dims)}; they are pairs.")
+            raise ValueError(f"student_layers has {len(layers)} layers, feature_layers {len(layer_dims)}; give as many of each.")
         self.encoder = FeatureModel(model, layers=layers)
         self.projection = nn.Linear(self.encoder.feature_dim, teacher_dim)
         widths = zip(self.encoder.layer_dims, layer_dims, strict=True)
@@ -203,46 +232,17 @@ class Student(nn.Module):
         return answer
 
 
-def freeze(model: FeatureModel) -> FeatureModel:
+def freeze(model: nn.Module) -> nn.Module:
     """`model` in eval mode for good, without gradients: a later `train()` on it or on its parent changes nothing."""
-    model.frozen = True
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    model.train = partial(_stay_in_eval, model)  # an attribute of this one module, which copies and pickles with it
+    return model
+
+
+def _stay_in_eval(model: nn.Module, mode: bool = True) -> nn.Module:
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:
     """Number of weights."""
     return sum(weight.numel() for weight in model.parameters())
-
-
-def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None):
-    """Write a timm model as config.json and model.safetensors (and `card` as README.md), whole or not at all.
-
-    `timm.create_model("local-dir:<folder>")` loads it; for a CIFAR ResNet, import kdnb.models.cifar_resnet first.
-    """
-    from timm.models import save_for_hf
-
-    folder = Path(folder)
-    fresh, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_for_hf(model, fresh, safe_serialization=True)
-    if card is not None:
-        (fresh / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def load_model(folder: str | Path) -> nn.Module:
-    """The timm model that `save_model` wrote to `folder`."""
-    import timm
-
-    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
-
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json.")
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    model.head_is_random = False
-    return model

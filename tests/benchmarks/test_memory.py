@@ -50,7 +50,8 @@ teacher = LiveTeacher(Net().eval().requires_grad_(False))
 epochs = batches // loader.num_batches(0)
 run = Run("memory", {}, outputs=outputs)
 history = train(Net(), teacher, loader, views=views, loss=DistillationLoss("cosine"), run=run, epochs=epochs, learning_rate=1e-3)
-print(f"PEAK {peak / 1000:.0f} MB anonymous, {history['epochs'][-1]['step']} steps over {loader.dataset.order.num_samples:,} images")
+steps, images = history["epochs"][-1]["step"], loader.dataset.order.num_samples
+print(f"PEAK {peak / 1000:.0f} MB anonymous, {steps} steps over {images:,} images")
 """
 
 

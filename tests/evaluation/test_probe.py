@@ -168,7 +168,8 @@ def test_the_strength_comes_from_the_training_part_alone():
     train, test = blobs(200, width=40, spread=12), blobs(200, width=40, spread=12, seed=1)
     found = linear_probe(train, test)
     strengths, accuracies = zip(*found.validation, strict=True)
-    assert strengths == probe.L2_GRID and len(set(accuracies)) > 2
+    assert strengths == probe.L2_GRID[: len(strengths)] and len(set(accuracies)) > 2
+    assert max(accuracies) not in accuracies[-4:]  # it stopped after four strengths that were no better
     assert found.l2 == strengths[accuracies.index(max(accuracies))]
     other = linear_probe(train, as_features(test.features.flip(0), test.labels))
     assert torch.equal(other.weight, found.weight) and other.validation == found.validation
@@ -213,3 +214,23 @@ def test_bad_input_of_fit_logistic_is_refused():
         fit_logistic(x, y, num_classes=2)
     with pytest.raises(ValueError, match="not finite in 1 of 4 rows"):
         fit_logistic(x.index_fill(0, torch.tensor([2]), torch.nan), y, num_classes=3)
+
+
+def test_more_features_than_rows_are_fitted_exactly_in_their_span():
+    """40 rows of 300 features that lie in 12 dimensions, against scikit-learn on all 300."""
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.randn(12, 300, generator=generator)
+    x = torch.randn(140, 12, generator=generator) @ plane
+    y = (x[:, :3] + torch.randn(140, 3, generator=generator) * 5).argmax(1)
+    train, test = (Features(x[s], y[s], torch.arange(len(y[s]))) for s in (slice(0, 40), slice(40, 140)))
+    result = linear_probe(train, test, l2_grid=[0.01])
+    scaled = (x - x[:40].mean(0)) / x[:40].std(0, correction=0)
+    reference = LogisticRegression(C=1 / (0.01 * 40), tol=1e-8, max_iter=2000).fit(scaled[:40].numpy(), y[:40].numpy())
+    assert (result.predictions.numpy() == reference.predict(scaled[40:].numpy())).mean() >= 0.99
+    assert result.weight.shape == (3, 300)
+    scores = x[40:] @ result.weight.T + result.bias
+    theirs = torch.from_numpy(reference.decision_function(scaled[40:].numpy())).float()
+    centred = scores - scores.mean(1, keepdim=True), theirs - theirs.mean(1, keepdim=True)
+    assert torch.allclose(*centred, atol=0.02)

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -28,6 +29,9 @@ def test_the_protocol_of_timm():
     assert torch.equal(model.forward_intermediates(images, indices=[-1], intermediates_only=True)[0], last)
     assert torch.equal(model.forward_intermediates(images, indices=[0], stop_early=True)[1][0], stages[0])
     assert torch.equal(model.get_classifier()(model.forward_head(last, pre_logits=True)), model(images))
+    by_timm = timm.create_model("cifar_resnet8", features_only=True).eval()
+    by_timm.model.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("fc.")}, strict=False)
+    assert all(torch.equal(*pair) for pair in zip(by_timm(images), stages, strict=True))
     model.reset_classifier(0)
     assert model(images).shape == (2, 64)
 

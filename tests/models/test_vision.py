@@ -1,5 +1,7 @@
 """Models: built by name, checked against their checkpoints, frozen for good, and the same after saving."""
 
+import copy
+import json
 import pickle
 
 import pytest
@@ -33,6 +35,10 @@ def test_a_saved_model_gives_the_same_outputs_through_timm(tmp_path, name, setti
     again = timm.create_model(f"local-dir:{tmp_path / 'best_model'}", pretrained=True).eval()
     images = torch.randn(2, 3, size, size)
     assert torch.equal(model(images), again(images))
+    config = json.loads((tmp_path / "best_model" / "config.json").read_text())
+    assert model.kdnb_args == {key: value for key, value in settings.items() if key != "num_classes"}
+    sizes = model.kdnb_args.keys() - {"img_size"}  # which timm notes as a pair
+    assert all(config["model_args"][key] == settings[key] for key in sizes)
     assert {path.name for path in (tmp_path / "best_model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     assert not load_model(tmp_path / "best_model").head_is_random
 
@@ -41,6 +47,46 @@ def test_saving_again_replaces_the_whole_folder(tmp_path):
     for settings in (SMALL_VIT, SMALL_VIT | {"depth": 2}):
         save_model(build_model("vit_tiny_patch16_224", **settings), tmp_path / "m")
     assert len(load_model(tmp_path / "m").blocks) == 2 and [path.name for path in tmp_path.iterdir()] == ["m"]
+    save_model(load_model(tmp_path / "m"), tmp_path / "again")
+    assert len(load_model(tmp_path / "again").blocks) == 2
+
+
+def test_a_save_that_fails_leaves_the_older_folder(tmp_path, monkeypatch):
+    """Killed between its two renames, a save leaves only the .old folder; a failed one after it must not remove that."""
+    save_model(build_model("cifar_resnet8"), tmp_path / "m")
+    (tmp_path / "m").rename(tmp_path / ".m.old")
+
+    def full(*args, **settings):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(timm.models, "save_for_hf", full)
+        save_model(build_model("cifar_resnet8"), tmp_path / "m")
+    assert load_model(tmp_path / "m").num_classes == 10
+
+
+def test_a_model_folder_is_a_name(tmp_path):
+    model = build_model("cifar_resnet8", num_classes=4, width=8).eval()
+    save_model(model, tmp_path / "m")
+    torch.save({n: v + 1 for n, v in model.state_dict().items()}, tmp_path / "other.pt")
+    same, cut, new = (build_model(str(tmp_path / "m"), num_classes=n, pretrained=True).eval() for n in (None, 0, 3))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(same(images), model(images)) and not same.head_is_random
+    assert torch.equal(cut(images), model.forward_head(model.forward_features(images), pre_logits=True))
+    assert new(images).shape == (2, 3) and new.head_is_random and not cut.head_is_random
+    assert torch.equal(new.conv1.weight, model.conv1.weight)
+    other = build_model(f"local-dir:{tmp_path / 'm'}", checkpoint=tmp_path / "other.pt")
+    assert torch.equal(other.fc.weight, model.fc.weight + 1) and not other.head_is_random
+    with pytest.raises(FileNotFoundError, match="nowhere is no model folder"):
+        build_model(f"local-dir:{tmp_path / 'nowhere'}")
+    with pytest.raises(ValueError, match="do not fit {'width': 4}"):
+        build_model(str(tmp_path / "m"), width=4)
+
+
+def test_a_name_of_timm_is_not_a_folder_that_is_called_the_same(tmp_path, monkeypatch):
+    (tmp_path / "cifar_resnet8").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert build_model("cifar_resnet8").head_is_random
 
 
 @each_model
@@ -57,6 +103,17 @@ def test_answers_have_the_documented_shapes(name, settings, size):
     assert torch.allclose(plain["features"], answer["features"], atol=1e-6) and "layers" not in plain
 
 
+def test_layers_come_in_the_order_asked_for():
+    model = build_model("cifar_resnet8").eval()
+    images = torch.randn(2, 3, 32, 32)
+    _, stages = model.forward_intermediates(images)
+    features = FeatureModel(model, layers=(-1, 0, 2)).eval()
+    for layer, dim, stage in zip(features(images)["layers"], features.layer_dims, (2, 0, 2), strict=True):
+        assert torch.equal(layer, stages[stage].mean((2, 3))) and layer.shape[1] == dim
+    with pytest.raises(ValueError, match=r"layers \[3, -4\] are not in CifarResNet, which has 3; allowed is 0 to 2"):
+        FeatureModel(model, layers=(0, 3, -4))
+
+
 def test_the_student_is_projected_to_the_teachers_widths():
     student = Student(build_model("vit_tiny_patch16_224", **SMALL_VIT), teacher_dim=7, layers=(0, 2), layer_dims=(3, 5))
     answer = student(torch.randn(2, 3, 32, 32))
@@ -65,12 +122,14 @@ def test_the_student_is_projected_to_the_teachers_widths():
     assert count_parameters(student) == count_parameters(student.model) + 65 * (7 + 3 + 5)
 
 
-def test_a_frozen_model_stays_frozen():
-    model = freeze(FeatureModel(build_model("cifar_resnet8")))
+@pytest.mark.parametrize("wrap", [FeatureModel, lambda model: model], ids=["features", "plain"])
+def test_a_frozen_model_stays_frozen(wrap):
+    model = freeze(wrap(build_model("cifar_resnet8")))
     parent = torch.nn.ModuleList([model, torch.nn.Dropout()]).train()
     assert parent[1].training and not any(module.training for module in model.modules())
     assert not any(weight.requires_grad for weight in model.parameters())
-    assert not pickle.loads(pickle.dumps(model)).train().model.bn1.training
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert again.train() is again and not any(module.training for module in again.modules())
 
 
 def test_a_head_that_no_checkpoint_filled_is_noticed(tmp_path):
@@ -84,7 +143,27 @@ def test_a_head_that_no_checkpoint_filled_is_noticed(tmp_path):
     assert build_model("cifar_resnet8", checkpoint=tmp_path / "body.pt").num_classes == 0
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{n}": v for n, v in s.items()}}])
+def test_a_new_head_on_pretrained_weights_is_noticed(tmp_path):
+    """The weights that the Hub would send are given as a file."""
+    torch.save(build_model("cifar_resnet8", num_classes=10).state_dict(), tmp_path / "hub.pt")
+    hub = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "hub.pt")}}
+    assert not build_model("cifar_resnet8", **hub).head_is_random
+    assert build_model("cifar_resnet8", num_classes=3, **hub).head_is_random
+    assert not build_model("cifar_resnet8", num_classes=0, **hub).head_is_random
+    assert build_model("cifar_resnet8", **hub).kdnb_args == {}  # where weights come from is no part of the architecture
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": {f"module.{n}": v for n, v in s.items()}, "epoch": 3},
+        lambda s: {"model": {f"_orig_mod.module.{n}": v for n, v in s.items()}},
+        lambda s: {f"backbone.{n}": v for n, v in s.items()},
+        lambda s: {"student": {f"encoder.model.{n}": v for n, v in s.items()} | {"projection.weight": torch.ones(2, 64)}},
+    ],
+    ids=["bare", "data-parallel", "compiled", "backbone", "run"],
+)
 def test_wrapped_checkpoints_are_unwrapped(tmp_path, wrap):
     model = build_model("cifar_resnet8", num_classes=4).eval()
     torch.save(wrap(model.state_dict()), tmp_path / "a.pth")
@@ -94,8 +173,10 @@ def test_wrapped_checkpoints_are_unwrapped(tmp_path, wrap):
 
 
 def test_an_unknown_name_lists_near_ones():
-    with pytest.raises(ValueError, match="vit_tiny_patch16_244 is no model that timm knows; near names are vit_tiny_patch16_224"):
+    with pytest.raises(ValueError, match="vit_tiny_patch16_244 is no model .* names are vit_tiny_patch16_224"):
         build_model("vit_tiny_patch16_244")
+    with pytest.raises(ValueError, match=r"resnet18.a1_in2k is no model that timm knows .* resnet18.a1_in1k"):
+        build_model("resnet18.a1_in2k")
 
 
 def test_a_checkpoint_of_another_architecture_names_the_keys(tmp_path):
@@ -127,12 +208,26 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(monkeypatch):
         build_model("resnet18", pretrained=True)
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path):
-    (tmp_path / "a.pt").write_bytes(b"text")
-    with pytest.raises(ValueError, match="a.pt cannot be read as weights"):
+def test_a_model_without_published_weights_is_not_random_in_silence():
+    with pytest.raises(ConnectionError, match="No pretrained weights exist for cifar_resnet8"):
+        build_model("cifar_resnet8", pretrained=True)
+
+
+def test_a_checkpoint_with_other_shapes_names_them(tmp_path):
+    """7 convolutions and 7 normalisations of 4 tensors; the head differs too, but that is head_is_random's matter."""
+    torch.save(build_model("cifar_resnet8", width=8).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"35 of another shape: bn1.bias \[8\] instead of \[16\], .* \.\.\.\."):
         build_model("cifar_resnet8", checkpoint=tmp_path / "a.pt")
 
 
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"text")
+    torch.save(build_model("cifar_resnet8"), tmp_path / "b.pt")  # a pickled object: loading it could run code
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
+            build_model("cifar_resnet8", checkpoint=tmp_path / name)
+
+
 def test_the_projections_count_must_fit():
-    with pytest.raises(ValueError, match="student_layers has 1 layers and feature_layers 2"):
+    with pytest.raises(ValueError, match="student_layers has 1 layers, feature_layers 2; give as many"):
         Student(build_model("cifar_resnet8"), teacher_dim=3, layers=(0,), layer_dims=(3, 4))

@@ -1,0 +1,61 @@
+"""Model folders: config.json and model.safetensors, as timm's own `local-dir:` scheme reads them.
+
+A folder appears whole or not at all: it is written under a temporary name, flushed to the disk and renamed. Cost: the
+model's size once, one fsync per file.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+
+def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None):
+    """Write a timm model as config.json and model.safetensors, and `card` as README.md; replaces an older folder.
+
+    `timm.create_model("local-dir:<folder>", pretrained=True)` loads it; without `pretrained=True` timm builds the same
+    architecture with random weights. For a CIFAR ResNet, import kdnb.models.cifar_resnet first.
+    """
+    from timm.models import save_for_hf
+
+    folder = Path(folder)
+    fresh, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # killed between the two renames below: the old one is the only whole one
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    # The newest timm records these itself; older ones would rebuild the name's default architecture.
+    save_for_hf(model, fresh, model_args=getattr(model, "kdnb_args", None), safe_serialization=True)
+    if card is not None:
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+    for path in fresh.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_model(folder: str | Path, **settings) -> nn.Module:
+    """The timm model that `save_model` wrote to `folder`; `settings` replace arguments that it was built with.
+
+    A head of another width (`num_classes`) starts at random, and `head_is_random` says so.
+    Raises FileNotFoundError where there is no model folder.
+    """
+    import timm
+
+    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json; give one that save_model wrote.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **settings)
+    model.head_is_random = model.num_classes > 0 and model.num_classes != config["num_classes"]
+    model.kdnb_args = config.get("model_args", {}) | settings
+    model.kdnb_args.pop("num_classes", None)  # config.json keeps it beside the arguments
+    return model
