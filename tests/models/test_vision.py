@@ -8,15 +8,8 @@ import pytest
 import timm
 import torch
 
-from kdnb.models.vision import (
-    FeatureModel,
-    Student,
-    build_model,
-    count_parameters,
-    freeze,
-    load_model,
-    save_model,
-)
+from kdnb.models.folder import load_model, save_model
+from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, freeze
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 0}
 MODELS = [
