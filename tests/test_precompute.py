@@ -315,6 +315,7 @@ def test_a_second_process_waits_and_finds_the_work_done(tmp_path, caplog):
     thread = threading.Thread(target=fill, args=(source, tmp_path))
     thread.start()
     while not source.read:
+        assert thread.is_alive(), "the first precompute ended before it read anything"
         time.sleep(0.01)
     second = pictures(6)
     assert fill(second, tmp_path)["num_images"] == 6
@@ -427,7 +428,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(tmp_path, mon
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(2.5e9)))
     source = pictures(100)
-    sentence = "needs 3.00 GB for 100 images of 3162x3162 in uint8, but its disk has 2.50 GB free; choose another cache_dir"
+    sentence = "needs 3 GB for 100 images of 3162x3162 in uint8, but its disk has 2.5 GB free; choose another cache_dir"
     with pytest.raises(CacheError, match=sentence):  # 100 * 3 * 3162 * 3162 bytes
         precompute(source, tmp_path, image_size=3162)
     assert source.read == [] and not files(tmp_path)

@@ -28,6 +28,7 @@ from kdnb.data.shards import (
     quick_fault,
     read_index,
 )
+from kdnb.progress import format_bytes
 
 # What, besides the source, decides on the bytes of a shard. How many images are stored does not: a cache may grow.
 _PREPROCESSING = ("format", "image_size", "resize", "storage", "mean", "std", "shard_size", "permutation_seed")
@@ -149,16 +150,17 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, needed: int, what: str):
-    """Raise CacheError where `folder` cannot be written, or its disk has less than `needed` bytes left."""
+    """Print what is needed; raise CacheError where `folder` cannot be written, or its disk has less than that left."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CacheError(f"{folder} is read-only for this user; choose another cache_dir.")
     free = shutil.disk_usage(folder).free
+    need, left = format_bytes(needed), format_bytes(free)
     if needed > free:
-        unit, name = (1e9, "GB") if needed > 1e8 else (1e6, "MB")
         raise CacheError(
-            f"{folder} needs {needed / unit:,.2f} {name} for {what}, but its disk has {free / unit:,.2f} {name} free; choose "
-            "another cache_dir, or a smaller image_size or max_samples, or storage uint8."
+            f"{folder} needs {need} for {what}, but its disk has {left} free; choose another cache_dir, or a smaller "
+            "image_size or max_samples, or storage uint8."
         )
+    print(f"{what} will take {need}; {left} are free in {folder}", flush=True)
 
 
 def _refuse_other(where: Path, old: dict, new: dict, source):
