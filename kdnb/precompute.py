@@ -81,7 +81,9 @@ def precompute(
         facts, index, entries = stored_shards(folder, source, facts, verify=verify)
         cache = _Cache(source, folder, facts, index, entries, max_samples)
         if cache.total is None or cache.missing():
-            cache.check_space()
+            space = cache.check_space()
+            if progress is not None:  # somebody watches
+                print(space, flush=True)
             cache.save()  # before the work: shards that are made again must not be listed meanwhile
             report = _Report(cache, progress)
             items = cache.items(permutation_seed)
@@ -140,13 +142,13 @@ class _Cache:
                 write_index(self.folder, self.index())
             self._on_disk = self.index()
 
-    def check_space(self):
-        """Raise CacheError where the folder cannot be written, or its disk cannot hold what is to come."""
+    def check_space(self) -> str:
+        """A sentence on what is to come; CacheError where the folder cannot be written, or its disk cannot hold that."""
         side, kind = self.facts["image_size"], STORAGE_DTYPES[self.facts["storage"]]
         missing = [] if self.total is None else self.missing()  # of a stream, nobody may know
         rows = sum(map(self.planned, missing))
         needed = rows * (3 * side * side * kind.itemsize + 16) + 4096 * len(missing)
-        check_space(self.folder, needed, f"{rows:,} images of {side}x{side} in {self.facts['storage']}")
+        return check_space(self.folder, needed, f"{rows:,} images of {side}x{side} in {self.facts['storage']}")
 
     def items(self, permutation_seed: int | None) -> Iterator[tuple]:
         """(position, id, label, encoded) of what is still to be stored, in order."""

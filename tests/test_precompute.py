@@ -546,7 +546,8 @@ def is_running(pid: int) -> bool:
 def test_a_killed_parent_leaves_no_workers(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        line = next(line for line in parent.stdout if line.replace(" ", "").strip().isdigit())
+        workers = [int(pid) for pid in line.split()]
         assert len(workers) == 2 and all(map(is_running, workers))
     finally:
         parent.send_signal(signal.SIGKILL)

@@ -149,8 +149,8 @@ def writing(folder: Path) -> Iterator[None]:
         raise CacheError(f"{folder} {said}.") from error
 
 
-def check_space(folder: Path, needed: int, what: str):
-    """Print what is needed; raise CacheError where `folder` cannot be written, or its disk has less than that left."""
+def check_space(folder: Path, needed: int, what: str) -> str:
+    """A sentence on what is needed; CacheError where `folder` cannot be written, or its disk has less than that left."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CacheError(f"{folder} is read-only for this user; choose another cache_dir.")
     free = shutil.disk_usage(folder).free
@@ -160,7 +160,7 @@ def check_space(folder: Path, needed: int, what: str):
             f"{folder} needs {need} for {what}, but its disk has {left} free; choose another cache_dir, or a smaller "
             "image_size or max_samples, or storage uint8."
         )
-    print(f"{what} will take {need}; {left} are free in {folder}", flush=True)
+    return f"{what} will take {need}; {left} are free in {folder}"
 
 
 def _refuse_other(where: Path, old: dict, new: dict, source):
