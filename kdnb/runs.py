@@ -17,8 +17,10 @@ import torch
 
 from kdnb.files import write_atomically
 
-# Parameters that change how a run is carried out, not what comes out: resuming may change them.
-_FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints"}
+# Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
+# comparison grows.
+_FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints", "parallel_runs"}
+_FREE |= {"seeds", "regimes", "baseline"}
 
 
 def project_root() -> Path:
@@ -57,6 +59,7 @@ class Run:
 
     Args:
         name: folder below `outputs`; None takes `prefix` and the time.
+        prefix: the notebook's name.
         parameters: what the run is given (plain values). Resuming with others is refused.
 
     Attributes:
@@ -75,9 +78,11 @@ class Run:
         if config is None:
             for part in ("checkpoints", "figures"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
-            self.write("config.json", {"parameters": parameters, **_circumstances()})
+            self.write("config.json", {"notebook": prefix, "parameters": parameters, **_circumstances()})
         else:
             self._check_same(config["parameters"])
+            if config["parameters"] != json.loads(json.dumps(parameters)):
+                self.write("config.json", config | {"parameters": parameters})
 
     def _check_same(self, before: dict):
         now = json.loads(json.dumps(self.parameters))

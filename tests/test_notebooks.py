@@ -92,4 +92,4 @@ def test_a_params_file_fits_its_notebook(path):
 
 def test_every_documented_run_has_its_params_file():
     names = {path.stem for path in PARAMS_FILES}
-    assert {"precompute_500k", *TRAINING} <= names and len([name for name in names if name.startswith("cifar10_")]) >= 4
+    assert {"precompute_500k", "compare_regimes", "compare_regimes_cifar10", *TRAINING} <= names and len([name for name in names if name.startswith("cifar10_")]) >= 4

@@ -15,6 +15,8 @@ from kdnb.data.decode import Encoded
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 Item = tuple[int, Encoded, int | None]
 _LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets", "category")
+# Short names: the Hub's name, and the column of labels where there are several.
+_ALIASES = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
 _ROWS_AT_ONCE = 256  # rows asked for together; Arrow tables are slow row by row
 
 
@@ -83,6 +85,8 @@ def open_table(
         splits += ["train"] * (split == "train")
     else:
         if not path.is_dir():
+            dataset, usual = _ALIASES.get(dataset, (dataset, None))
+            label_column = label_column or usual
             _check_hub(dataset)
         load, files, name = str(path) if path.is_dir() else dataset, None, path.resolve().name
         name = f"{name if path.is_dir() else dataset}/{split}"

@@ -153,6 +153,19 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, *, bi
     return torch.zeros(bins, dtype=torch.float64).index_add_(0, number, gap).abs().sum().item() / len(logits)
 
 
+def principal_components(features: torch.Tensor, count: int = 2) -> tuple[torch.Tensor, float]:
+    """The rows' coordinates on the `count` directions of largest variance, float32 [N, count], and their share of it.
+
+    The sign of a direction is chosen such that its largest entry is positive, so that maps do not flip between runs.
+    """
+    x = features.double() - features.mean(0, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    directions = vectors[:, -count:].flip(1)
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    share = values[-count:].sum() / values.sum().clamp_min(torch.finfo(x.dtype).tiny)
+    return (x @ (directions * largest.sign())).float(), share.item()
+
+
 def _check_same_images(features: Features, other: Features, name: str):
     check_features(other.features, name)
     if not torch.equal(features.ids, other.ids):

@@ -1,4 +1,4 @@
-"""From checked parameters to the pieces that a training notebook puts together.
+"""From checked parameters to the pieces that an image training notebook puts together.
 
 Each function takes the notebook's parameters `p` (from `check_params`) and returns one piece; a script can build the same
 pieces from the modules that they come from.
@@ -19,6 +19,7 @@ from kdnb.data.views import CleanTransform, FastMultiCropTransform, SimpleTransf
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
 from kdnb.losses import DistillationLoss
+from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze
 from kdnb.precompute import precompute
@@ -31,6 +32,8 @@ _BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "learning_rate": 1e-
 
 def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
     """Arguments of `open_source` for the notebook's data, or for another split of it."""
+    if p.dataset is None:
+        raise ValueError("dataset is None; give digits, cifar10, an image folder, Parquet, or a data set on the Hub.")
     names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
     return {"dataset": p.dataset if p.dataset == "digits" else _local_or_hub(p.dataset), **names}
 
@@ -187,6 +190,11 @@ def check_teacher(p: SimpleNamespace, teacher: FeatureModel):
 def save_student(student: Student, folder: Path):
     """Save the student's backbone, without its projections, as a timm model folder."""
     save_model(student.model, folder)
+
+
+def write_run_cards(run: Run):
+    """Write the model card into the run's model folders; the run must be finished."""
+    write_cards(run.folder, run.read("config.json"), run.read("summary.json"))
 
 
 def training_settings(p: SimpleNamespace) -> dict:

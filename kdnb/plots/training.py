@@ -1,19 +1,14 @@
-"""The figures of the notebooks: plain data in, a matplotlib Figure out, with a title that says what was found.
-
-What a figure shows can be asserted through its axes' lines, patches and images. Colours are Okabe and Ito's, which
-colour-blind readers can tell apart. Cost: 0.1 to 0.5 s a figure, most of it in drawing the text.
-"""
+"""Figures of training: losses, views, visited images, times. Cost: 0.1 to 0.5 s a figure, most of it in drawing the text."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from kdnb.plots.style import COLOURS, new_figure, set_title
 from kdnb.progress import format_duration, format_number
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MAX_BINS = 600  # columns of a visit map: about one a pixel
 
 
@@ -30,7 +25,7 @@ def loss_curves(histories: dict[str, list[dict]], *, name: str = "loss"):
     if not histories or not all(histories.values()):
         empty = [run for run, records in histories.items() if not records]
         raise ValueError(f"histories holds no step records{f' for {empty[0]}' if empty else ''}; train at least one step.")
-    figure, axes = _figure()
+    figure, axes = new_figure()
     ends, every = {}, []
     for number, (run, records) in enumerate(histories.items()):
         steps = np.array([record["step"] for record in records])
@@ -48,7 +43,7 @@ def loss_curves(histories: dict[str, list[dict]], *, name: str = "loss"):
     axes.set(xlabel="optimizer step", ylabel=f"{label} (bold: running median)")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _title(axes, _finding(label, ends))
+    set_title(axes, _finding(label, ends))
     if len(histories) > 1:
         axes.legend(frameon=False)
     return figure
@@ -77,7 +72,7 @@ def image_grid(images: torch.Tensor, *, titles: Sequence[str] | None = None, col
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     figure, axes = _mosaic(rows, gap=0.35 if titles else 0.06)
     axes.set(xticks=[], yticks=[])
-    _title(axes, f"{len(pictures)} images of {images.shape[-1]}×{images.shape[-2]}")
+    set_title(axes, f"{len(pictures)} images of {images.shape[-1]}×{images.shape[-2]}")
     for number, title in enumerate(titles or []):
         axes.text(1.06 * (number % columns) + 0.5, number // columns * 1.35 + 1.02, title, ha="center", va="top", fontsize=10)
     return figure
@@ -106,7 +101,7 @@ def view_grid(images: torch.Tensor, views: Sequence[torch.Tensor], *, mean, std,
     sizes = [f"{part.shape[-1]}×{part.shape[-2]}" for part in (images, *views)]
     figure, axes = _mosaic(rows, gap=0.06)
     labels = [f"{name}\n{size}" for name, size in zip(names, sizes, strict=True)]
-    _title(axes, f"{len(images)} images, {len(views)} views of each")
+    set_title(axes, f"{len(images)} images, {len(views)} views of each")
     axes.set_xticks([])
     axes.set_yticks(0.5 + 1.06 * np.arange(len(rows)), labels)
     axes.tick_params(length=0)
@@ -124,7 +119,7 @@ def visit_map(visits: np.ndarray, *, shard_sizes: Sequence[int]):
     bins = min(samples, _MAX_BINS)
     edges = np.arange(bins + 1) * samples // bins
     share = np.add.reduceat(visits, edges[:-1], axis=1, dtype=float) / np.diff(edges)
-    figure, (above, below) = _figure(2, size=(7.0, 5.0), height_ratios=(3, 2))
+    figure, (above, below) = new_figure(2, size=(7.0, 5.0), height_ratios=(3, 2))
     look = {"cmap": "Blues", "vmin": 0, "vmax": max(1, share.max()), "interpolation": "nearest"}
     picture = above.imshow(share, aspect="auto", extent=(0, samples, epochs + 0.5, 0.5), **look)
     if len(shard_sizes) <= 64:
@@ -134,7 +129,7 @@ def visit_map(visits: np.ndarray, *, shard_sizes: Sequence[int]):
     often = exposure.sum() / max(seen, 1)
     alike = (exposure[exposure > 0] == often).all()
     times = f"{often:.1f} times on average" if not alike else "once" if often == 1 else f"{often:.0f} times"
-    _title(above, f"{seen:,} of {samples:,} images seen ({_percent(seen, samples)})" + (f", each {times}" if seen else ""))
+    set_title(above, f"{seen:,} of {samples:,} images seen ({_percent(seen, samples)})" + (f", each {times}" if seen else ""))
     above.set(xlabel=f"position in the cache, {len(shard_sizes):,} shards", ylabel="epoch")
     above.xaxis.set_major_formatter("{x:,.0f}")
     above.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -158,10 +153,10 @@ def step_time(records: Sequence[dict]):
     epochs = np.array([record["epoch"] + 1 for record in records])
     wait, step = (np.array([record[part] for record in records], dtype=float) for part in ("data_wait_s", "step_s"))
     total = wait.sum() + step.sum()
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.bar(epochs, step, color=COLOURS[0], label="step")
     axes.bar(epochs, wait, bottom=step, color=COLOURS[4], label="data wait")
-    _title(axes, f"Waiting for data took {wait.sum() / (total or 1):.1%} of {format_duration(total)}")
+    set_title(axes, f"Waiting for data took {wait.sum() / (total or 1):.1%} of {format_duration(total)}")
     axes.set(xlabel="epoch", ylabel="time (s)")
     axes.set_ylim(0, 1.2 * (wait + step).max(initial=0) or 1)  # room for the legend
     axes.set_xlim(min(epochs, default=1) - 0.8, max(epochs, default=1) + 0.8)
@@ -181,7 +176,7 @@ def bars(values: dict[str, float], *, xlabel: str, title: str, errors: dict | No
     errors, rows = errors or {}, np.arange(len(values))
     widths = np.array([value if math.isfinite(value) else 0.0 for value in values.values()])
     whiskers = np.array([errors.get(name, 0.0) for name in values])
-    figure, axes = _figure(size=(7.0, 1.2 + 0.42 * max(len(values), 1)))
+    figure, axes = new_figure(size=(7.0, 1.2 + 0.42 * max(len(values), 1)))
     axes.barh(rows, widths, color=COLOURS[0], height=0.7)
     if whiskers.any():
         axes.errorbar(widths, rows, xerr=whiskers, fmt="none", ecolor="0.2", capsize=3)
@@ -200,22 +195,8 @@ def bars(values: dict[str, float], *, xlabel: str, title: str, errors: dict | No
     low, high = min(ends), max(ends)
     axes.set_xlim(low - (0.15 * (high - low) if low < 0 else 0), high + (0.15 * (high - low) or 1))
     axes.set(yticks=rows, yticklabels=list(values), ylim=(max(len(values), 1) - 0.4, -0.6), xlabel=xlabel)
-    _title(axes, title)
+    set_title(axes, title)
     return figure
-
-
-def _figure(rows: int = 1, *, size: tuple[float, float] = (7.0, 3.8), **settings):
-    """A figure and its axes; closed at once for pyplot, so that a notebook shows it once and nothing keeps it alive."""
-    import matplotlib.pyplot as plt  # in a notebook, this import is what makes figures show as pictures
-
-    figure, axes = plt.subplots(rows, figsize=size, layout="constrained", **settings)
-    plt.close(figure)
-    for one in np.ravel(axes):
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelsize=11)
-        one.xaxis.label.set_size(12)
-        one.yaxis.label.set_size(12)
-    return figure, axes
 
 
 def _mosaic(rows: Sequence[Sequence[np.ndarray]], *, gap: float):
@@ -223,7 +204,7 @@ def _mosaic(rows: Sequence[Sequence[np.ndarray]], *, gap: float):
     columns = max((len(row) for row in rows), default=1)
     width, height = 1.06 * columns, (1 + gap) * max(len(rows), 1)
     inch = min(1.1, 9 / width)
-    figure, axes = _figure(size=(width * inch + 1, height * inch))
+    figure, axes = new_figure(size=(width * inch + 1, height * inch))
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             h, w = np.array(picture.shape[:2]) / max(picture.shape[:2])
@@ -232,10 +213,6 @@ def _mosaic(rows: Sequence[Sequence[np.ndarray]], *, gap: float):
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     axes.spines[:].set_visible(False)
     return figure, axes
-
-
-def _title(axes, text: str):
-    axes.set_title(textwrap.fill(text, 66), loc="left", fontsize=12.5)
 
 
 def _percent(part: int, whole: int) -> str:

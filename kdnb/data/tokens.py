@@ -1,0 +1,134 @@
+"""Token ids of texts, made once and kept on disk: every epoch, and every run with the same tokenizer, reads them from there.
+
+A fast tokenizer makes about 1 MB of text a second and core; the file takes two bytes a token (four where a vocabulary is
+larger than 65,536), is memory mapped and costs no memory but the pages in use.
+
+File: magic, the header's length (8 bytes), a header in JSON, then at multiples of 64 bytes int64 offsets [N + 1] and the ids
+of all texts one after another. Whatever does not fit its header is made again.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from kdnb.data.text import Texts
+from kdnb.files import write_atomically
+
+_MAGIC = b"kdnbtok1"
+_AT_ONCE = 1000  # texts given to the tokenizer together
+_ALIGN = 64
+
+
+class TokenTable:
+    """Token ids of N texts, special tokens included.
+
+    Attributes:
+        ids: uint16 or int32 [number of tokens], of all texts one after another. offsets: int64 [N + 1] into them.
+        lengths: int64 [N]. truncated: how many texts were longer than the tokenizer was allowed to make them.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, *, truncated: int = 0):
+        self.ids, self.offsets, self.truncated = ids, offsets, truncated
+        self.lengths = np.diff(offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, number: int) -> np.ndarray:
+        """Token ids of text `number`, int64 [its length]."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of a table of {len(self)} texts")
+        return self.ids[self.offsets[number] : self.offsets[number + 1]].astype(np.int64)
+
+
+def tokenise(texts: Texts, tokenizer, *, max_length: int, cache_dir: str | Path) -> TokenTable:
+    """Token ids of `texts`, from `cache_dir` where they were made before.
+
+    Args:
+        tokenizer: of transformers; adds its special tokens as it does for single texts. A text of which it makes no token
+            at all becomes one unknown (else end, else padding) token, since no model takes an empty one.
+        max_length: tokens that are kept of a text, special tokens included.
+
+    Raises:
+        ValueError: max_length leaves no room for a text, or there is no text.
+    """
+    if not len(texts):
+        raise ValueError(f"{texts.name} holds no text to tokenise.")
+    special = tokenizer.num_special_tokens_to_add(pair=False)
+    if max_length <= special:
+        raise ValueError(f"max_length is {max_length}, but the tokenizer adds {special} special tokens to every text; "
+                         f"choose at least {special + 1}.")  # fmt: skip
+    key = _key(texts, tokenizer, max_length)
+    path = Path(cache_dir) / f"tokens_{key[:20]}.bin"
+    table = _read(path, key, len(texts))
+    if table is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: _make(file, key, texts.texts, tokenizer, max_length))
+        table = _read(path, key, len(texts))
+    return table
+
+
+def _key(texts: Texts, tokenizer, max_length: int) -> str:
+    facts = [texts.fingerprint, type(tokenizer).__name__, tokenizer.truncation_side, max_length]
+    facts += [tokenizer.all_special_ids, [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]]
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # These two change with every call that truncates or pads.
+        facts.append({name: value for name, value in backend.items() if name not in ("truncation", "padding")})
+    else:
+        facts += [sorted(tokenizer.get_vocab().items()), str(sorted(tokenizer.init_kwargs.items(), key=lambda item: item[0]))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _make(file: BinaryIO, key: str, texts: list[str], tokenizer, max_length: int):
+    parts, lengths, truncated = [], [], 0
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+    spare = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    blank = [next((token for token in spare if token is not None), 0)]
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE]
+        plain = {"return_attention_mask": False, "return_token_type_ids": False}
+        made = tokenizer(some, truncation=True, max_length=max_length, **plain)
+        if tokenizer.is_fast:
+            truncated += sum(bool(encoding.overflowing) for encoding in made.encodings)
+        else:
+            whole = tokenizer(some, truncation=False, verbose=False, **plain)["input_ids"]
+            truncated += sum(len(row) > max_length for row in whole)
+        rows = [row or blank for row in made["input_ids"]]
+        lengths += [len(row) for row in rows]
+        parts.append(np.array([token for row in rows for token in row], dtype=dtype))
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    header = {"key": key, "rows": len(texts), "tokens": int(offsets[-1]), "dtype": dtype.name, "truncated": truncated}
+    encoded = json.dumps(header).encode()
+    file.write(_MAGIC + np.int64(len(encoded)).tobytes() + encoded)
+    for array in (offsets, *parts):
+        if array is offsets or array is parts[0]:
+            file.write(bytes(-file.tell() % _ALIGN))
+        file.write(array.tobytes())
+
+
+def _read(path: Path, key: str, rows: int) -> TokenTable | None:
+    """The table in `path`; None where there is none, or the file is cut short, or not that table."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return None
+            size = int(np.frombuffer(file.read(8), dtype=np.int64)[0])
+            header = json.loads(file.read(size))
+            start = file.tell() + -file.tell() % _ALIGN
+        if (header["key"], header["rows"]) != (key, rows):
+            return None
+        tokens, dtype = header["tokens"], np.dtype(header["dtype"])
+        behind = start + 8 * (rows + 1)
+        behind += -behind % _ALIGN
+        if path.stat().st_size != behind + tokens * dtype.itemsize:
+            return None
+        offsets = np.fromfile(path, dtype=np.int64, count=rows + 1, offset=start)
+        if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 1).any():
+            return None
+        return TokenTable(np.memmap(path, dtype, "r", behind, (tokens,)), offsets, truncated=header["truncated"])
+    except (FileNotFoundError, ValueError, KeyError, IndexError, TypeError):
+        return None

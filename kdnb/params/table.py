@@ -1,0 +1,98 @@
+"""The one table of notebook parameters: name, type, meaning, notebooks, range."""
+
+from kdnb.params.param import Param
+
+TRAIN = ("train_optimized", "train_random", "train_fixed")
+COMPARE = (*TRAIN, "compare_regimes")
+IMAGES = ("precompute", *COMPARE)
+SOURCES = (*IMAGES, "evaluate")
+PROBES = (*COMPARE, "evaluate")
+
+
+def _table() -> dict[str, Param]:
+    def p(name, kind, help, notebooks=COMPARE, low=None, high=None, choices=None, optional=False):
+        return Param(name, kind, help, notebooks, low, high, choices, optional)
+
+    rows = [
+        p("dataset", str, "digits, cifar10, cifar100, an image folder, Parquet, or a data set on the Hub; evaluate: None is the "
+          "run's own", SOURCES, optional=True),
+        p("split", str, "split of the data set", SOURCES),
+        p("eval_split", str, "held-out split for the linear probe; None: no probe", PROBES, optional=True),
+        p("probe_samples", int, "training images that the probe is fitted on, at most", PROBES, low=10),
+        p("image_column", str, "column of the images; None: the only one", SOURCES, optional=True),
+        p("label_column", str, "column of the labels; None: found by its type and name", SOURCES, optional=True),
+        p("streaming", bool, "read a Hub data set without storing it", ("precompute",)),
+        p("cache_dir", str, "folder of the shards, from the project's root", IMAGES),
+        p("cache_shard_size", int, "images per shard", IMAGES, low=1),
+        p("image_size", int, "side of the stored images in pixels", IMAGES, low=1),
+        p("resize", str, "crop: short side to image_size and centre crop; squash: both sides", IMAGES,
+          choices=("crop", "squash")),
+        p("storage", str, "number format of the shards", ("precompute",), choices=("uint8", "float16", "float32")),
+        p("max_samples", int, "images to store; None: all", ("precompute",), low=1, optional=True),
+        p("permutation_seed", int, "store in a seeded random order (for sources sorted by class); None: as they come",
+          ("precompute",), low=0, optional=True),
+        p("on_unreadable", str, "skip unreadable images (logged, recorded in the index) or refuse them", ("precompute",),
+          choices=("skip", "refuse")),
+        p("verify", bool, "compare every stored shard with its checksum first", ("precompute",)),
+        p("num_workers", int, "worker processes; 0: none", IMAGES, low=0, high=256),
+        p("use_cached", bool, "read the shards in cache_dir; false: decode the raw images on the fly"),
+        p("persistent_workers", bool, "keep worker processes between epochs"),
+        p("fixed_shards", int, "shards that every epoch reads", ("train_fixed",), low=1),
+        p("fixed_choice", str, "the first shards, or a seeded choice", ("train_fixed",), choices=("first", "seeded")),
+        p("samples_per_epoch", int, "random samples drawn per epoch; None: draw shards", ("train_random",), low=1,
+          optional=True),
+        p("shards_per_epoch", int, "random shards drawn per epoch; None: draw samples", ("train_random",), low=1,
+          optional=True),
+        p("draw", str, "draw each epoch independently, or deal without replacement", ("train_random",),
+          choices=("independent", "dealt")),
+        p("random_subset_seed", int, "seed of the random or fixed subset", ("train_random", "train_fixed"), low=0),
+        p("shuffle", str, "order inside an epoch", choices=("none", "within_shards", "all")),
+        p("teacher", str, "timm model, model folder, or builtin (trained here on the digits)"),
+        p("teacher_args", dict, "keyword arguments of the teacher"),
+        p("teacher_checkpoint", str, "file with the teacher's weights; None: pretrained from the Hub", optional=True),
+        p("student", str, "timm model"),
+        p("student_args", dict, "keyword arguments of the student"),
+        p("feature_layers", list, "teacher layers to imitate beside the pooled features (cosine), by index"),
+        p("student_layers", list, "the student's layers that imitate feature_layers"),
+        p("loss", str, "what the student imitates: standardised features, their direction, or soft targets",
+          choices=("mse", "cosine", "soft_targets")),
+        p("temperature", float, "temperature of the soft targets", low=0.01, high=1000),
+        p("alpha", float, "weight of the distillation term; 1 needs no labels", low=0, high=1),
+        p("augmentation", str, "clean, simple (crop and flip), or multicrop (two DINO-style global crops)",
+          choices=("clean", "simple", "multicrop")),
+        p("crop_scale_min", float, "smallest share of the image's area in a (global) crop", low=0.01, high=1),
+        p("horizontal_flip", bool, "mirror half of the views"),
+        p("use_local_crops", bool, "multicrop: the student also sees small crops"),
+        p("local_crops_number", int, "local crops per image", low=1, high=64),
+        p("local_crop_size", int, "side of the local crops in pixels", low=1),
+        p("epochs", int, "epochs", low=1),
+        p("max_steps_per_epoch", int, "optimizer steps after which an epoch ends; None: no cap", low=1, optional=True),
+        p("batch_size", int, "images per forward pass", low=1),
+        p("gradient_accumulation_steps", int, "forward passes per optimizer step", low=1),
+        p("learning_rate", float, "peak learning rate of AdamW", low=0),
+        p("weight_decay", float, "weight decay of AdamW (matrices only)", low=0),
+        p("warmup_steps", int, "steps of linear warm-up before the cosine decay", low=0),
+        p("clip_grad_norm", float, "largest gradient norm; None: no clipping", low=0, optional=True),
+        p("mixed_precision", str, "no, bf16, fp16, or auto: bf16 where the hardware has it",
+          choices=("auto", "no", "bf16", "fp16")),
+        p("compile_student", bool, "compile the student with torch.compile"),
+        p("seed", int, "seed of initialisation, shuffling and views", TRAIN, low=0),
+        p("run_name", str, "folder below outputs; the same name resumes; None: notebook name and time", PROBES, optional=True),
+        p("save_every_steps", int, "checkpoint every so many steps, beside one per epoch; None: epochs only", TRAIN, low=1,
+          optional=True),
+        p("keep_checkpoints", int, "how many checkpoints to keep; None: all", TRAIN, low=1, optional=True),
+        p("regimes", str, "sampling regimes to compare: full, random_samples, random_shards, dealt, fixed",
+          ("compare_regimes",)),
+        p("baseline", str, "the regime that the others are compared with", ("compare_regimes",),
+          choices=("full", "random_samples", "random_shards", "dealt", "fixed")),
+        p("subset_shards", int, "size of an epoch's subset in shards, for every regime that has one", ("compare_regimes",),
+          low=1),
+        p("seeds", list, "one run of each regime per seed", ("compare_regimes",)),
+        p("parallel_runs", int, "training notebooks at a time", ("compare_regimes",), low=1, high=64),
+        p("checkpoint_dir", str, "folder of a run, or several with commas; None: a short run on the digits, made now",
+          ("evaluate",), optional=True),
+    ]  # fmt: skip
+    return {row.name: row for row in rows}
+
+
+PARAMS = _table()

@@ -1,0 +1,24 @@
+"""The figures of the notebooks: plain data in, a matplotlib Figure out, with a title that says what was found.
+
+What a figure shows can be asserted through its axes' lines, patches and images.
+"""
+
+from kdnb.plots.comparison import comparison_figure
+from kdnb.plots.evaluation import accuracy_curves, confusion_matrix, differences, feature_map, quality_curves, seed_bands
+from kdnb.plots.training import bars, image_grid, loss_curves, step_time, view_grid, visit_map
+
+__all__ = [
+    "accuracy_curves",
+    "bars",
+    "comparison_figure",
+    "confusion_matrix",
+    "differences",
+    "feature_map",
+    "image_grid",
+    "loss_curves",
+    "quality_curves",
+    "seed_bands",
+    "step_time",
+    "view_grid",
+    "visit_map",
+]

@@ -1,0 +1,64 @@
+"""Figures of evaluation, asserted on their data and on their titles."""
+
+import numpy as np
+import pytest
+import torch
+
+from kdnb import plots
+from kdnb.evaluation.quality import principal_components
+
+
+def test_accuracy_curves_hold_the_values_and_the_references():
+    curves = {"a probe": ([0, 10], [0.2, 0.6]), "a knn": ([0, 10], [0.1, 0.5])}
+    axes = plots.accuracy_curves(curves, references={"teacher": 0.9, "raw pixels": 0.3}).axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [0.2, 0.6] and axes.lines[1].get_xdata().tolist() == [0, 10]
+    assert sorted(line.get_ydata()[0] for line in axes.lines[2:]) == [0.3, 0.9]
+    assert axes.get_title(loc="left") == "a probe ends at 0.600, +0.400 since its beginning"
+
+
+def test_quality_has_a_panel_a_measure():
+    figure = plots.quality_curves({name: {"run": ([0, 1], [0, value])} for value, name in enumerate("abcd")})
+    drawn = [axes for axes in figure.axes if axes.lines]
+    assert [axes.lines[0].get_ydata()[1] for axes in drawn] == [0, 1, 2, 3]
+
+
+def test_confusion_shows_shares_of_the_true_class():
+    axes = plots.confusion_matrix(torch.tensor([[3, 1], [0, 4]]), classes=["cat", "dog"]).axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0, 1]]
+    assert "cat for dog, 25.0%; 87.5% right" in axes.get_title(loc="left")
+    perfect = plots.confusion_matrix(torch.eye(2, dtype=torch.int64), classes=["cat", "dog"]).axes[0]
+    assert perfect.get_title(loc="left").startswith("No test image is mistaken")
+
+
+def test_a_map_has_one_cloud_a_class():
+    points, labels = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]), torch.tensor([0, 1, 1])
+    axes = plots.feature_map(points, labels, classes=["a", "b"], explained=0.5).axes[0]
+    assert [cloud.get_offsets().tolist() for cloud in axes.collections] == [[[0, 1]], [[2, 3], [4, 5]]]
+
+
+def test_principal_components_are_the_directions_of_largest_variance():
+    features = torch.zeros(4, 3)
+    features[:, 2] = torch.tensor([3.0, -3, 3, -3])  # variance 9
+    features[:, 0] = torch.tensor([1.0, 1, -1, -1])  # variance 1
+    points, share = principal_components(features + 5)
+    assert torch.allclose(points, torch.stack([features[:, 2], features[:, 0]], 1), atol=1e-5) and share == pytest.approx(1)
+    assert principal_components(features, 1)[1] == pytest.approx(0.9)
+
+
+def test_bands_are_one_standard_deviation_wide():
+    curves = {"fixed": ([0, 64], np.array([[0.1, 0.5], [0.1, 0.7]])), "full": ([0, 64], np.array([[0.1, 0.9]]))}
+    axes = plots.seed_bands(curves, references={"teacher": 0.95}).axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.1, 0.6])
+    edges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert edges.max() == pytest.approx(0.6 + 0.02**0.5)  # of 0.5 and 0.7, divided by n - 1
+    assert "between 0.600 (fixed) and 0.900 (full)" in axes.get_title(loc="left")
+
+
+def test_differences_show_mean_interval_and_every_seed():
+    intervals = {"full": (1.0, 0.5, 1.5), "dealt": (0.2, -1.0, 1.4)}
+    points = {"full": [0.8, 1.2], "dealt": [0.0, 0.4]}
+    axes = plots.differences(intervals, points=points, baseline="fixed").axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [0.8, 1.2]
+    assert axes.get_title(loc="left").startswith("Zero lies outside the interval of full")
+    one = plots.differences({"full": (1.0, -np.inf, np.inf)}, points={"full": [1.0]}, baseline="fixed").axes[0]
+    assert one.get_title(loc="left").startswith("Every interval holds zero")
