@@ -4,7 +4,6 @@ Student, optimizer, gradient scaler, position and every random state; never the 
 that loading unpickles no object.
 """
 
-import math
 import random
 from dataclasses import asdict, dataclass, field
 
@@ -23,7 +22,6 @@ class Position:
     batch: int = 0  # next batch of the epoch
     step: int = 0  # optimizer steps done
     images_seen: int = 0
-    best: float = math.inf  # lowest epoch loss so far
     steps: list[dict] = field(default_factory=list)  # step records, for history.json
     epochs: list[dict] = field(default_factory=list)  # epoch records, for history.json
     pending: list[dict] = field(default_factory=list)  # steps that no step record holds yet

@@ -1,11 +1,13 @@
 """Files that appear whole or not at all, and checksums taken on the way.
 
-A file is written under a temporary name (`.<name>.tmp`), flushed to the disk and renamed; a process killed at any time
-leaves the old file or the new one, and at most one temporary file that nobody reads. Cost: one fsync per file.
+A file is written under a temporary name of its own (`.<name>.<random>.tmp`), flushed to the disk and renamed: a process killed
+at any time leaves the old file or the new one, and at most one temporary file that nobody reads; of two processes that write
+the same file, on one machine or on two, the later one wins with a whole file. Cost: one fsync per file.
 """
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -48,7 +50,7 @@ def sha256_of(path: str | Path) -> str:
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], T]) -> T:
     """Call `write` with a temporary file that becomes `path` once all of it is on the disk; returns its result."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             result = write(file)

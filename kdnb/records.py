@@ -32,10 +32,12 @@ class Clock:
         return lap
 
 
-def finite_means(parts: list[dict[str, torch.Tensor]], step: int) -> dict[str, float]:
-    """Means of the named parts over a step's batches, fetched from the device at once."""
+def finite_means(parts: list[dict[str, torch.Tensor]], samples: list[int], step: int) -> dict[str, float]:
+    """Means of the named parts over a step's batches of so many `samples`, fetched from the device at once."""
     names = list(parts[0])
-    means = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts]).mean(0).tolist()
+    table = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts])
+    weights = torch.tensor(samples, dtype=table.dtype, device=table.device) / sum(samples)
+    means = (weights @ table).tolist()
     wrong = [name for name, mean in zip(names, means, strict=True) if not math.isfinite(mean)]
     if wrong:
         raise FloatingPointError(
@@ -57,12 +59,12 @@ def merge(records: list[dict]) -> dict:
     return merged
 
 
-def epoch_line(record: dict, epochs: int) -> str:
+def epoch_line(record: dict, epochs: int, *, unit: str = "image") -> str:
     """What a person wants to know after an epoch, in one line."""
     seconds = record["data_wait_s"] + record["step_s"]
-    losses = " | ".join(f"{name} {record[name]:.4f}" for name in ("loss", "val_loss") if name in record)
+    losses = " | ".join(f"{name} {record[name]:.4f}" for name in ("loss", "val_loss", "val_accuracy") if name in record)
     return (
         f"epoch {record['epoch'] + 1}/{epochs} | step {record['step']} | {losses} | learning rate "
-        f"{record['learning_rate']:.2e} | {record['num_images'] / seconds:,.0f} images/s | data wait "
+        f"{record['learning_rate']:.2e} | {record['num_images'] / seconds:,.0f} {unit}s/s | data wait "
         f"{record['data_wait_s']:.2f} s ({record['data_wait_s'] / seconds:.1%}) | step {record['step_s']:.2f} s"
     )

@@ -8,6 +8,11 @@ from torch import nn
 
 from kdnb.losses import entropy
 
+WAYS = (
+    "set loss to mse or cosine (no head needed), pass a trained teacher_checkpoint, or fit the head on frozen features first "
+    "(kdnb.evaluation.probe.fit_logistic)"
+)
+
 
 class LiveTeacher:
     """A teacher that is asked anew for every batch.
@@ -26,6 +31,30 @@ class LiveTeacher:
     def __call__(self, views: list[torch.Tensor], batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """One answer per view [B, 3, H, W]; `batch` is the batch that the views were made from."""
         return [self.model(view) for view in views]
+
+
+class LiveTextTeacher(LiveTeacher):
+    """A text classifier that is asked anew for every batch, which holds its own tokens as "teacher_text"."""
+
+    @torch.no_grad()
+    def __call__(self, views: list, batch: dict) -> list[dict[str, torch.Tensor]]:
+        """One answer to the batch's texts."""
+        return [self.model(batch["teacher_text"])]
+
+
+class CachedLogits:
+    """A teacher whose logits [N, C] are known: a fixed text gets the same answer every epoch, from a frozen teacher.
+
+    `batch["id"]` are rows of the table.
+    """
+
+    def __init__(self, logits: torch.Tensor):
+        self.logits = logits
+
+    def __call__(self, views: list, batch: dict) -> list[dict[str, torch.Tensor]]:
+        """One answer to the batch's texts."""
+        device = batch["text"]["input_ids"].device
+        return [{"logits": self.logits[batch["id"]].to(device, non_blocking=True)}]
 
 
 @torch.no_grad()
@@ -50,28 +79,31 @@ def feature_statistics(
 
 @torch.no_grad()
 def teacher_knowledge(teacher, batches: Iterable[dict], views) -> dict[str, float]:
-    """Accuracy, mean entropy in nats and chance level of the teacher's logits on labelled batches."""
-    right, total, entropies, classes = 0, 0, 0.0, 0
-    for batch in batches:
-        logits = teacher(views(batch["image"], batch["id"], 0)[:1], batch)[0]["logits"]
-        right += (logits.argmax(1) == batch["label"]).sum().item()
-        entropies += entropy(logits).item() * len(logits)
-        total, classes = total + len(logits), logits.shape[1]
-    return {"accuracy": right / total, "entropy": entropies / total, "chance": 1 / classes, "images": total}
+    """Accuracy, mean entropy in nats and chance level of the teacher's logits on labelled batches of images."""
+    answers = [(teacher(views(b["image"], b["id"], 0)[:1], b)[0]["logits"], b["label"]) for b in batches]
+    return knowledge_of(torch.cat([logits for logits, _ in answers]), torch.cat([labels for _, labels in answers]))
 
 
-def require_knowledge(knowledge: dict[str, float], *, head_is_random: bool):
+def knowledge_of(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """The same of logits [N, C] and labels [N]."""
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return {"accuracy": accuracy, "entropy": entropy(logits).item(), "chance": 1 / logits.shape[1], "examples": len(labels)}
+
+
+def require_knowledge(knowledge: dict[str, float], *, head_is_random: bool, ways: str = WAYS):
     """Refuse a teacher whose logits are noise: a new head, or an accuracy that chance explains (3 standard deviations).
+
+    Args:
+        ways: what to do about it, in words.
 
     Raises:
         ValueError: with the accuracy and the ways out.
     """
-    chance, images = knowledge["chance"], knowledge["images"]
-    limit = chance + 3 * math.sqrt(chance * (1 - chance) / images)
+    chance, examples = knowledge["chance"], knowledge["examples"]
+    limit = chance + 3 * math.sqrt(chance * (1 - chance) / examples)
     if head_is_random or knowledge["accuracy"] <= limit:
         why = "its classification head was not in the checkpoint" if head_is_random else "that is chance level"
         raise ValueError(
-            f"the teacher is right on {knowledge['accuracy']:.1%} of {images} held-out images (chance: {chance:.1%}) and "
-            f"{why}, so its soft targets would be noise; set loss to mse or cosine (no head needed), pass a trained "
-            "teacher_checkpoint, or fit the head on frozen features first (kdnb.evaluation.probe.fit_logistic)."
+            f"the teacher is right on {knowledge['accuracy']:.1%} of {examples} held-out examples (chance: {chance:.1%}) and "
+            f"{why}, so its soft targets would be noise; {ways}."
         )

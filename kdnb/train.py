@@ -41,7 +41,8 @@ def train(
     save_every_steps: int | None = None,
     keep_checkpoints: int | None = 2,
     save_model: Callable[[nn.Module, Path], None] | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    patience: int | None = None,
 ) -> dict:
     """Train `student` to imitate `teacher` on the batches of `loader`.
 
@@ -57,8 +58,9 @@ def train(
         mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
         save_every_steps: checkpoint every so many steps, beside one at each epoch's end; `keep_checkpoints` newest stay.
         save_model: called as `save_model(student, folder)` for final_model/ and, after each best epoch, best_model/.
-        validate: called as `validate(student)` after each epoch, returns a loss; the lowest decides which epoch is best.
-            Without it the mean training loss of the epoch decides.
+        validate: called as `validate(student)` after each epoch, returns named numbers, among them "val_loss" or
+            "val_accuracy"; the latter, if it is there, decides which epoch is best. Without it the mean training loss does.
+        patience: stop after so many epochs in a row that were no better than the best one; None never stops early.
 
     Returns:
         {"steps": [...], "epochs": [...]}, as written to history.json.
@@ -85,7 +87,7 @@ def train(
         run.save_checkpoint(at.step, pack(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
 
     with Display(total_steps, title=run.name, curve="loss") as display:
-        while at.epoch < epochs:
+        while at.epoch < epochs and not (patience and _epochs_since_best(at.epochs) >= patience):
             student.train()
             num_batches = loader.num_batches(at.epoch)
             batches = loader.batches(at.epoch, at.batch)
@@ -94,16 +96,17 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 size = min(accumulation, num_batches - at.batch)  # batches of this step
+                samples = [loader.samples_of(at.epoch, at.batch + number) for number in range(size)]
                 parts = []
                 for number in range(size):
                     batch = clock.wait(batches)
-                    inputs = views(batch["image"], batch["id"], at.epoch)
+                    inputs = views(batch.get("image", batch.get("text")), batch["id"], at.epoch)
                     with torch.no_grad(), accelerator.autocast():
                         answers = teacher(inputs[: views.num_global], batch)
                     with accelerator.no_sync(model) if number < size - 1 else nullcontext():
                         outputs = [model(view) for view in inputs]
                         losses = loss(outputs, answers, batch.get("label"))
-                        accelerator.backward(losses["loss"] / size)
+                        accelerator.backward(losses["loss"] * (samples[number] / sum(samples)))
                     parts.append({name: value.detach() for name, value in losses.items()})
                 if clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm)
@@ -111,10 +114,10 @@ def train(
                 optimizer.zero_grad()
 
                 at.step, at.batch = at.step + 1, at.batch + size
-                at.images_seen += size * loader.batch_size
+                at.images_seen += sum(samples)
                 record = {"step": at.step, "epoch": at.epoch, "images_seen": at.images_seen, "learning_rate": rate}
-                record |= {"num_steps": 1, "num_images": size * loader.batch_size}
-                at.pending.append(record | finite_means(parts, at.step) | clock.lap())
+                record |= {"num_steps": 1, "num_images": sum(samples)}
+                at.pending.append(record | finite_means(parts, samples, at.step) | clock.lap())
                 if len(at.pending) == steps_per_record or at.batch >= num_batches:
                     at.steps.append(merge(at.pending))
                     at.pending = []
@@ -124,20 +127,24 @@ def train(
 
             record = merge([record for record in at.steps if record["epoch"] == at.epoch])
             if validate is not None:
-                record["val_loss"] = float(validate(student))
-            print(epoch_line(record, epochs), flush=True)
+                record |= validate(student)
+            print(epoch_line(record, epochs, unit=getattr(loader, "unit", "image")), flush=True)
             at.epochs.append(record)
             at.epoch, at.batch = at.epoch + 1, 0
-            if (current := record.get("val_loss", record["loss"])) < at.best:
-                at.best = current
-                if save_model is not None:
-                    save_model(student, run.folder / "best_model")
+            if save_model is not None and _epochs_since_best(at.epochs) == 0:
+                save_model(student, run.folder / "best_model")
             run.write("history.json", {"steps": at.steps, "epochs": at.epochs})
             save()
     if save_model is not None:
         save_model(student, run.folder / "final_model")
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # gives the student its own forward back
     return {"steps": at.steps, "epochs": at.epochs}
+
+
+def _epochs_since_best(epochs: list[dict]) -> int:
+    """How many epochs ago the best one was, by validation accuracy, validation loss or training loss; 0 before the first."""
+    marks = [-e["val_accuracy"] if "val_accuracy" in e else e.get("val_loss", e["loss"]) for e in epochs]
+    return len(marks) - 1 - marks.index(min(marks)) if marks else 0
 
 
 def _accelerator(mixed_precision: str, device: torch.device):

@@ -92,4 +92,6 @@ def test_a_params_file_fits_its_notebook(path):
 
 def test_every_documented_run_has_its_params_file():
     names = {path.stem for path in PARAMS_FILES}
-    assert {"precompute_500k", "compare_regimes", "compare_regimes_cifar10", *TRAINING} <= names and len([name for name in names if name.startswith("cifar10_")]) >= 4
+    assert {"precompute_500k", "compare_regimes", "compare_regimes_cifar10", *TRAINING} <= names
+    assert {"soft_distill_dbpedia", "soft_distill_quick"} <= names
+    assert len([name for name in names if name.startswith("cifar10_")]) >= 4

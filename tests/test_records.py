@@ -29,13 +29,14 @@ def test_merging_one_changes_nothing():
 
 def test_means_over_the_batches_of_a_step():
     parts = [{"loss": torch.tensor(1.0), "cosine": torch.tensor(0.5)}, {"loss": torch.tensor(3.0), "cosine": torch.tensor(0.0)}]
-    assert finite_means(parts, 1) == {"loss": 2.0, "cosine": 0.25}
+    assert finite_means(parts, [4, 4], 1) == {"loss": 2.0, "cosine": 0.25}
+    assert finite_means(parts, [3, 1], 1) == {"loss": 1.5, "cosine": 0.375}  # every example counts the same
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_named_with_its_step(bad):
     with pytest.raises(FloatingPointError, match="kl is not finite at step 7"):
-        finite_means([{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}], 7)
+        finite_means([{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}], [4], 7)
 
 
 def test_the_clock_splits_waiting_from_the_rest():

@@ -56,7 +56,7 @@ def test_statistics_are_those_of_the_first_images():
 
 def test_knowledge_is_accuracy_entropy_and_chance():
     knowledge = teacher_knowledge(LiveTeacher(Brightness(1000.0).eval()), batches(), PLAIN)
-    assert knowledge["accuracy"] == 1 and knowledge["images"] == 20 and knowledge["chance"] == pytest.approx(1 / 3)
+    assert knowledge["accuracy"] == 1 and knowledge["examples"] == 20 and knowledge["chance"] == pytest.approx(1 / 3)
     assert knowledge["entropy"] < 0.01
     unsure = teacher_knowledge(LiveTeacher(Brightness(0.0).eval()), batches(), PLAIN)
     assert unsure["entropy"] == pytest.approx(math.log(3))
@@ -65,14 +65,14 @@ def test_knowledge_is_accuracy_entropy_and_chance():
 @pytest.mark.parametrize("accuracy, fine", [(0.10, False), (0.12, False), (0.125, True), (0.9, True)])
 def test_what_chance_explains_is_refused(accuracy, fine):
     """Ten classes, 2,000 images: chance 0.1, three standard deviations 0.0201."""
-    knowledge = {"accuracy": accuracy, "chance": 0.1, "images": 2000, "entropy": 1.0}
+    knowledge = {"accuracy": accuracy, "chance": 0.1, "examples": 2000, "entropy": 1.0}
     if fine:
         require_knowledge(knowledge, head_is_random=False)
     else:
-        with pytest.raises(ValueError, match="of 2000 held-out images .* that is chance level.* set loss to mse or cosine"):
+        with pytest.raises(ValueError, match="of 2000 held-out examples .* that is chance level.* set loss to mse or cosine"):
             require_knowledge(knowledge, head_is_random=False)
 
 
 def test_a_random_head_is_refused_whatever_its_luck():
     with pytest.raises(ValueError, match="its classification head was not in the checkpoint"):
-        require_knowledge({"accuracy": 0.9, "chance": 0.1, "images": 100, "entropy": 1.0}, head_is_random=True)
+        require_knowledge({"accuracy": 0.9, "chance": 0.1, "examples": 100, "entropy": 1.0}, head_is_random=True)

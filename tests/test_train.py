@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(cache, tmp_p
 
 
 def test_validation_decides_which_model_is_best(cache, tmp_path):
-    scores, saved = iter([0.3, 0.1, 0.2]), []
+    scores, saved = iter([{"val_loss": loss} for loss in (0.3, 0.1, 0.2)]), []
     run_training(
         cache, tmp_path, "full", validate=lambda student: next(scores), save_model=lambda s, folder: saved.append(folder.name)
     )
@@ -159,3 +159,30 @@ def test_a_warm_up_longer_than_training_is_refused_before_anything_is_written(ca
 
 def test_a_new_position_is_the_beginning():
     assert (Position().epoch, Position().batch, Position().step) == (0, 0, 0)
+
+
+def test_a_short_last_batch_counts_by_its_examples(tmp_path):
+    """Groups of batches that do not hold the same number give the gradient of one large batch."""
+    from kdnb.data.text_loader import TextLoader
+    from kdnb.data.tokens import TokenTable
+    from kdnb.runs import Run, set_seed
+    from kdnb.train import train
+
+    rows = TokenTable(torch.arange(14).numpy(), torch.arange(15).numpy())
+    gradients = []
+    for batch_size, accumulation in ((14, 1), (4, 4)):  # 14 = 4 + 4 + 4 + 2
+        set_seed(0)
+        student = torch.nn.Linear(1, 1)
+        loader = TextLoader({"text": (rows, 0, "right")}, None, batch_size=batch_size, shuffle=False)
+        views = lambda tokens, ids, epoch: [tokens["input_ids"].float()]  # noqa: E731
+        views.num_global = 1
+        run = Run(f"batch{batch_size}", {}, outputs=tmp_path)
+        train(
+            student, lambda views, batch: [], loader, views=views, run=run, epochs=1, learning_rate=0.1, mixed_precision="no",
+            loss=lambda outputs, answers, labels: {"loss": (outputs[0] - 3).square().mean()},
+            gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        gradient = run.load_checkpoint()["optimizer"]["state"][0]["exp_avg"]
+        gradients.append(gradient)
+        assert run.load_checkpoint()["position"]["images_seen"] == 14
+    assert torch.allclose(*gradients, rtol=1e-6)

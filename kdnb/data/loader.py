@@ -129,6 +129,10 @@ class _EpochLoader:
         """Samples that the batches of `epoch` hold."""
         return min(self.num_batches(epoch) * self.batch_size, self.dataset.order.size(epoch))
 
+    def samples_of(self, epoch: int, number: int) -> int:
+        """Samples in batch `number` of `epoch`."""
+        return min(self.batch_size, self.num_samples(epoch) - number * self.batch_size)
+
     def set_epoch(self, epoch: int):
         """Choose the epoch that iterating gives."""
         self.dataset.set_epoch(epoch)

@@ -36,6 +36,8 @@ class TextLoader:
         ValueError: tables or labels of different numbers of rows, none at all, or a number below 1.
     """
 
+    unit = "text"  # what training counts
+
     def __init__(
         self,
         tables: dict[str, tuple[TokenTable, int, str]],

@@ -7,6 +7,7 @@ model's size once, one fsync per file.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -20,6 +21,16 @@ def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None)
     """
     from timm.models import save_for_hf
 
+
+    def fill(fresh: Path):
+        # The newest timm records these itself; older ones would rebuild the name's default architecture.
+        save_for_hf(model, fresh, model_args=getattr(model, "kdnb_args", None), safe_serialization=True)
+
+    write_folder(folder, fill, card=card)
+
+
+def write_folder(folder: str | Path, fill: Callable[[Path], None], *, card: str | None = None):
+    """Let `fill` write a model's files, with `card` as README.md, into a folder that appears whole, in place of an older one."""
     folder = Path(folder)
     fresh, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
@@ -27,8 +38,7 @@ def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    # The newest timm records these itself; older ones would rebuild the name's default architecture.
-    save_for_hf(model, fresh, model_args=getattr(model, "kdnb_args", None), safe_serialization=True)
+    fill(fresh)
     if card is not None:
         (fresh / "README.md").write_text(card, encoding="utf-8")
     for path in fresh.iterdir():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: its type (int, float, bool, str, `list` of ints, `dict` of key=value words) and what is allowed."""
+    """One parameter: its type (int, float, bool, str, `list` of ints, `list[float]`, `dict` of key=value words) and range."""
 
     name: str
     kind: type
@@ -21,7 +21,8 @@ class Param:
     def allowed(self) -> str:
         """What is allowed, in words."""
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        words |= {list: "whole numbers such as 0,2", dict: "words such as depth=2 num_heads=4"}
+        words |= {list: "whole numbers such as 0,2", list[float]: "numbers such as 1,2.5"}
+        words |= {dict: "words such as depth=2 num_heads=4"}
         text = words[self.kind]
         if self.choices:
             text = "one of " + ", ".join(self.choices)
@@ -83,6 +84,14 @@ def _ints(value) -> list[int]:
     return [_int(entry) for entry in value]
 
 
+def _floats(value) -> list[float]:
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("[") else value.replace(",", " ").split()
+    elif isinstance(value, (int, float)):
+        value = [value]
+    return [_float(entry) for entry in value]
+
+
 def _words(value) -> dict:
     if isinstance(value, dict):
         return dict(value)
@@ -100,4 +109,4 @@ def _literal(text: str):
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-_CONVERTERS = {bool: _bool, int: _int, float: _float, str: _str, list: _ints, dict: _words}
+_CONVERTERS = {bool: _bool, int: _int, float: _float, str: _str, list: _ints, list[float]: _floats, dict: _words}

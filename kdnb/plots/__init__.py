@@ -4,7 +4,15 @@ What a figure shows can be asserted through its axes' lines, patches and images.
 """
 
 from kdnb.plots.comparison import comparison_figure
-from kdnb.plots.evaluation import accuracy_curves, confusion_matrix, differences, feature_map, quality_curves, seed_bands
+from kdnb.plots.evaluation import (
+    accuracy_curves,
+    confusion_matrix,
+    differences,
+    feature_map,
+    heat_map,
+    quality_curves,
+    seed_bands,
+)
 from kdnb.plots.training import bars, image_grid, loss_curves, step_time, view_grid, visit_map
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "confusion_matrix",
     "differences",
     "feature_map",
+    "heat_map",
     "image_grid",
     "loss_curves",
     "quality_curves",

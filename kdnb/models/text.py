@@ -1,0 +1,206 @@
+"""Text classifiers of transformers as teacher or student: loaded from a folder or the Hub, asked for logits and features.
+
+Supported are models whose head is one linear layer: decoders with `score` on the last token (Qwen2, Llama, GPT-2 ...), and
+encoders with `classifier` on the pooled first token (BERT and its like). Pooling is done here, on the last token that is no
+padding, so that it does not matter what the padding token is, nor whether the text itself ends in it.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdnb.models.folder import write_folder
+
+
+class TextClassifier(nn.Module):
+    """A sequence classifier with its tokenizer.
+
+    Attributes:
+        model, tokenizer: of transformers. head: the linear layer of the logits. num_classes, feature_dim: its widths.
+        head_is_random: whether the head was not in the checkpoint.
+
+    `forward({"input_ids", "attention_mask"}: int64 [B, T], padded on the right)` returns {"logits": float32 [B, num_classes],
+    "features": [B, feature_dim]}, the features being what enters the head.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, *, head_is_random: bool):
+        super().__init__()
+        self.model, self.tokenizer, self.head_is_random = model, tokenizer, head_is_random
+        heads = {name: getattr(model, name, None) for name in ("score", "classifier")}
+        self._decoder = isinstance(heads["score"], nn.Linear)
+        if not self._decoder and not isinstance(heads["classifier"], nn.Linear):
+            raise ValueError(
+                f"{type(model).__name__} has no head that is one linear layer called score or classifier; choose a decoder such "
+                "as Qwen2 or an encoder such as BERT."
+            )
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer that makes the logits."""
+        return self.model.score if self._decoder else self.model.classifier
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.head.out_features
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.head.in_features
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See the class."""
+        output = self.model.base_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        if self._decoder:
+            hidden, last = output.last_hidden_state, tokens["attention_mask"].sum(1) - 1
+            features = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        else:
+            pooled = getattr(output, "pooler_output", None)
+            features = output.last_hidden_state[:, 0] if pooled is None else pooled
+            features = self.model.dropout(features) if hasattr(self.model, "dropout") else features
+        return {"logits": self.head(features).float(), "features": features}
+
+
+def load_classifier(
+    name: str | Path,
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    frozen: bool = False,
+    gradient_checkpointing: bool = False,
+) -> TextClassifier:
+    """A classifier from a folder or from the Hub, with its own tokenizer.
+
+    Args:
+        num_classes: width of the head; one that the checkpoint lacks starts at random. None: the checkpoint's own.
+        classes: names, for the configuration.
+        frozen: a teacher: in bf16 on a GPU that has it (float32 elsewhere), eval mode, without gradients. Students keep
+            float32 weights, and run in mixed precision where training says so.
+        gradient_checkpointing: less memory for a third more time in training.
+
+    Raises:
+        FileNotFoundError: a folder without config.json. ConnectionError: a name that cannot be fetched.
+        ValueError: a trained head of another width, an unsupported architecture, no token that can pad.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    name = str(name)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name} is no model folder: it has no config.json; give one that save_pretrained wrote.")
+    with fetching(name):
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    trained = any("ForSequenceClassification" in kind for kind in config.architectures or ())
+    if trained and num_classes is not None and config.num_labels != num_classes:
+        raise ValueError(
+            f"{name} classifies {config.num_labels} classes, but the data has {num_classes}; choose a model for these classes, "
+            "or one without a classification head."
+        )
+    if num_classes is not None:
+        config.num_labels = num_classes
+    if classes is not None:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {label: number for number, label in enumerate(classes)}
+    _set_padding(name, tokenizer, config)
+    dtype = torch.float32
+    if frozen and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        dtype = torch.bfloat16
+    with fetching(name), quiet():
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True
+        )
+    heads = ("score.", "classifier.")
+    missing = [key for key in found["missing_keys"] if not key.startswith(heads)]
+    if missing:
+        raise ValueError(f"the weights of {name} lack {len(missing)} tensors, such as {missing[0]}; the checkpoint is broken.")
+    classifier = TextClassifier(model, tokenizer, head_is_random=any(key.startswith(heads) for key in found["missing_keys"]))
+    if gradient_checkpointing:
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return classifier.requires_grad_(not frozen).train(not frozen)
+
+
+def save_classifier(classifier: TextClassifier, folder: str | Path, *, card: str | None = None):
+    """Write model and tokenizer such that `AutoModelForSequenceClassification` and `AutoTokenizer` load them from `folder`."""
+
+    def fill(fresh: Path):
+        with quiet():
+            classifier.model.save_pretrained(fresh)
+        classifier.tokenizer.save_pretrained(fresh)
+
+    write_folder(folder, fill, card=card)
+
+
+def set_head(classifier: TextClassifier, weight: torch.Tensor, bias: torch.Tensor):
+    """Write a linear head that was fitted on the features: weight [C, D], bias [C].
+
+    A decoder's head, which has no bias, gets one; transformers would leave it out when it loads a saved copy.
+    """
+    head = classifier.head
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    head.bias = nn.Parameter(bias.to(head.weight.device, head.weight.dtype), requires_grad=head.weight.requires_grad)
+    classifier.head_is_random = False
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(*, batch_size: int, max_length: int, gradient_accumulation_steps: int):
+    """Turn running out of memory into a sentence that says what to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"out of memory with batch_size {batch_size}, max_length {max_length} and gradient_accumulation_steps "
+            f"{gradient_accumulation_steps}; halve batch_size and double gradient_accumulation_steps (the same step in less "
+            "memory), lower max_length, or set gradient_checkpointing."
+        ) from error
+
+
+def _set_padding(name: str, tokenizer, config):
+    """Pad on the right, with the tokenizer's padding token or, where it has none, with its end-of-text token."""
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {name} has neither a padding nor an end-of-text token; set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+@contextlib.contextmanager
+def fetching(name: str):
+    """Turn a model that cannot be had into a ConnectionError with its name."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:140]
+        raise ConnectionError(
+            f"model {name} is no folder here and cannot be reached on the Hugging Face Hub ({reason}); give a model folder, or a "
+            "network that reaches huggingface.co."
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without transformers' progress bars, and its own report of a head that starts at random: the gate says more."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,119 @@
+"""The teacher of `soft_distill_text.ipynb`: built, given a head where it lacks one, measured, and asked once."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from kdnb.data.text import Texts
+from kdnb.evaluation.probe import fit_logistic
+from kdnb.files import write_atomically
+from kdnb.models.fingerprint import weights_fingerprint
+from kdnb.models.text import TextClassifier, load_classifier, save_classifier, set_head
+from kdnb.models.zero_shot import label_logits
+from kdnb.recipes.text import Data, answers, build_loader, local_or_hub, small_bert, text_views
+from kdnb.runs import Run, anchored, find_device, set_seed
+from kdnb.teachers import knowledge_of, require_knowledge
+from kdnb.train import train
+
+_TEACHER = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3}
+_SHAPE = {"hidden": 128, "layers": 2, "vocab_size": 4096, "dropout": 0.2, "seed": 0}
+_WAYS = (
+    "set teacher_head to linear (logistic regression on the frozen features), finetune (train the teacher on the labels first) "
+    "or labels (score the class names by the language model's likelihood), or give a trained teacher"
+)
+
+
+def build_teacher(p: SimpleNamespace, data: Data) -> TextClassifier:
+    """The frozen teacher on the device: a model folder, the Hub, or a small BERT trained here on the labels of the pool."""
+    name = _builtin_teacher(p, data) if p.teacher == "builtin" else local_or_hub(p.teacher)
+    return load_classifier(name, num_classes=len(data.classes), classes=data.classes, frozen=True).to(find_device())
+
+
+def check_teacher(p: SimpleNamespace, teacher: TextClassifier, data: Data) -> dict[str, torch.Tensor] | None:
+    """The gate: measure the teacher on validation before any step, give it a head where `teacher_head` says how, or stop.
+
+    Returns:
+        With teacher_head labels, the zero-shot logits of "train" and "test" texts, which take the teacher's place; else None.
+
+    Raises:
+        ValueError: the teacher knows nothing, with the ways out.
+    """
+    replaced = None
+    if p.teacher_head in ("linear", "finetune") and data.train.labels is None:
+        raise ValueError(f"teacher_head is {p.teacher_head}, but the training texts have no labels; choose labels.")
+    if p.teacher_head == "linear":
+        features = answers(p, teacher, data.train, features=True)
+        weight, bias = fit_logistic(features, data.train.labels, num_classes=len(data.classes), device="cpu")
+        set_head(teacher, weight, bias)
+    elif p.teacher_head == "finetune":
+        _finetune(p, teacher, data)
+    elif p.teacher_head == "labels":
+        settings = {"max_length": p.max_length, "batch_size": p.batch_size, "device": find_device()}
+        parts = {"validation": data.validation, "train": data.train, "test": data.test}
+        name = local_or_hub(p.teacher)
+        replaced = {part: label_logits(name, texts.texts, data.classes, **settings) for part, texts in parts.items()}
+        teacher.head_is_random = False
+    logits = replaced["validation"] if replaced else answers(p, teacher, data.validation)
+    knowledge = knowledge_of(logits, data.validation.labels)
+    print("teacher on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
+    require_knowledge(knowledge, head_is_random=teacher.head_is_random, ways=_WAYS)
+    return replaced
+
+
+def cached_logits(p: SimpleNamespace, teacher: TextClassifier, texts: Texts) -> torch.Tensor:
+    """The teacher's logits of `texts`, float32 [N, C], computed once and kept by weights, texts and max_length."""
+    key = hashlib.sha256(f"{weights_fingerprint(teacher)} {texts.fingerprint} {p.max_length}".encode()).hexdigest()[:32]
+    path = anchored("outputs/cache_teacher_logits") / f"{key}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    logits = answers(p, teacher, texts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: torch.save(logits, file))
+    print(f"{len(logits):,} x {logits.shape[1]} teacher logits written, {path.stat().st_size / 1e6:.1f} MB")
+    return logits
+
+
+def _builtin_teacher(p: SimpleNamespace, data: Data) -> Path:
+    """Folder of a small BERT trained on the labels of the pool: found from an earlier run, or trained now."""
+    base = small_bert(data, _SHAPE | {"max_length": p.max_length})
+    run = Run(f"teacher_text_{base.name}", _TEACHER)
+    if not run.finished:
+        teacher = load_classifier(base, classes=data.classes).to(find_device())
+        history = _train_on_labels(p, teacher, data.pool, run, _TEACHER)
+        run.finish({"loss": history["epochs"][-1]["loss"]})
+    return run.folder / "final_model"
+
+
+def _finetune(p: SimpleNamespace, teacher: TextClassifier, data: Data):
+    """Train the teacher on the labels of the pool, in a run of its own, and freeze it again."""
+    settings = {name: getattr(p, name) for name in ("epochs", "batch_size", "learning_rate")}
+    key = hashlib.sha256(f"{weights_fingerprint(teacher)} {data.pool.fingerprint} {settings}".encode()).hexdigest()[:16]
+    run = Run(f"teacher_text_{key}", settings)
+    teacher.float().requires_grad_(True).train()
+    _train_on_labels(p, teacher, data.pool, run, settings)
+    teacher.requires_grad_(False).eval()
+    teacher.head_is_random = False
+
+
+def _train_on_labels(p: SimpleNamespace, model: TextClassifier, texts: Texts, run: Run, settings: dict) -> dict:
+    set_seed(0)
+    return train(
+        model,
+        lambda views, batch: [],  # nobody teaches it: it learns from labels
+        build_loader(p, texts, model, batch_size=settings["batch_size"], seed=0),
+        views=text_views,
+        loss=_labels_only,
+        run=run,
+        epochs=settings["epochs"],
+        learning_rate=settings["learning_rate"],
+        warmup_steps=10,
+        clip_grad_norm=1.0,
+        save_model=lambda trained, folder: save_classifier(trained, folder),
+    )
+
+
+def _labels_only(outputs: Sequence[dict], teachers: Sequence[dict], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"loss": torch.nn.functional.cross_entropy(outputs[0]["logits"], labels, label_smoothing=0.1)}

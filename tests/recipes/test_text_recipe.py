@@ -1,0 +1,191 @@
+"""The text recipe: data that is split and refused as it says, the gate, cached logits that equal the live teacher's."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from kdnb import runs
+from kdnb.models.small_text import make_small_classifier
+from kdnb.models.text import load_classifier
+from kdnb.recipes import text, text_teacher
+from kdnb.runs import Run
+
+WORDS = {
+    "sport": ["team", "match", "goal", "striker", "referee", "stadium", "league", "coach"],
+    "science": ["atom", "galaxy", "cell", "theory", "telescope", "enzyme", "quantum", "fossil"],
+    "food": ["rice", "butter", "oven", "salt", "soup", "bread", "onion", "recipe"],
+}
+
+
+def write_texts(folder, rows: dict[str, int], *, labelled=True, skip=()):
+    """CSV files with so many rows a split; a text is six words of its class and four of any."""
+    rng, every = np.random.default_rng(0), sorted(sum(WORDS.values(), []))
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in rows.items():
+        bare = not labelled and split == "train"
+        lines = ["text" if bare else "text,label"]
+        for number in range(count):
+            name = sorted(WORDS)[number % 3]
+            if name not in skip or split != "test":
+                words = [*rng.choice(WORDS[name], 3), *rng.choice(every, 5)]
+                lines.append(" ".join([*words, str(number)]) + ("" if bare else f",{name}"))
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def p(tmp_path, monkeypatch):
+    """Parameters of a small run; caches and runs stay in the test's folder."""
+    for folder in ("notebooks", "outputs"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "kdnb" / "runs.py"))  # the project's root
+    given = {
+        "dataset": str(write_texts(tmp_path / "texts", {"train": 240, "test": 90})), "split": "train", "eval_split": "test",
+        "text_columns": "", "label_column": None, "validation_split": 0.25, "max_train_samples": 90, "max_val_samples": None,
+        "on_short": "refuse", "max_length": 24, "teacher": "builtin", "teacher_head": "keep", "student": "builtin",
+        "temperature": 3.0, "alpha": 0.7, "epochs": 3, "max_steps_per_epoch": None, "batch_size": 16,
+        "gradient_accumulation_steps": 1, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 3, "clip_grad_norm": 1.0,
+        "mixed_precision": "no", "gradient_checkpointing": False, "early_stopping": None, "seed": 0, "save_every_steps": None,
+        "keep_checkpoints": 1, "sweep_temperatures": [1.0, 3.0], "sweep_alphas": [0.0, 1.0],
+    }  # fmt: skip
+    return SimpleNamespace(**given)
+
+
+def run_of(tmp_path, name="run") -> Run:
+    return Run(name, {}, outputs=tmp_path / "outputs")
+
+
+def test_splits_keep_every_class_and_share_no_text(p):
+    data = text.load_data(p)
+    assert [len(part.texts) for part in (data.pool, data.train, data.validation, data.test)] == [180, 90, 60, 90]
+    assert torch.bincount(data.train.labels).tolist() == [30, 30, 30]
+    assert not set(data.train.texts) & set(data.validation.texts) and set(data.train.texts) <= set(data.pool.texts)
+
+
+def test_asking_for_more_than_there_is(p, capsys):
+    p.max_train_samples = 1000
+    with pytest.raises(ValueError, match="max_train_samples is 1000, but there are 180 texts"):
+        text.load_data(p)
+    p.on_short = "take_all"
+    assert len(text.load_data(p).train.texts) == 180
+    assert "max_train_samples is 1000, but there are 180 texts; all of them are taken." in capsys.readouterr().out
+
+
+def test_a_class_missing_from_a_split_is_refused(p, tmp_path):
+    p.dataset = str(write_texts(tmp_path / "lacking", {"train": 240, "test": 60}, skip=("food",)))
+    with pytest.raises(ValueError, match="food has no test text"):
+        text.load_data(p)
+
+
+def test_unlabelled_texts_suffice_for_pure_distillation(p, tmp_path):
+    trained = text_teacher.build_teacher(p, text.load_data(p))
+    p.dataset = str(write_texts(tmp_path / "bare", {"train": 120, "test": 90}, labelled=False))
+    with pytest.raises(ValueError, match="has no labels, but alpha is 0.7; set label_column, or alpha to 1"):
+        text.load_data(p)
+    p.alpha, p.teacher, p.epochs = 1.0, str(tmp_path / "teacher"), 10
+    data = text.load_data(p)
+    assert data.train.labels is None and len(data.train.texts) == 90 and len(data.validation.texts) == 24
+    assert data.classes == ["food", "science", "sport"]
+    logits = text_teacher.cached_logits(p, trained, data.train)
+    _, history = text.distil(p, data, logits, run_of(tmp_path))
+    assert "cross_entropy" not in history["steps"][0] and history["epochs"][-1]["val_accuracy"] > 0.5
+    p.teacher_head = "linear"
+    with pytest.raises(ValueError, match="teacher_head is linear, but the training texts have no labels"):
+        text_teacher.check_teacher(p, trained, data)
+
+
+def test_cached_logits_give_the_losses_of_the_live_teacher(p, tmp_path):
+    p.teacher = str(tmp_path / "teacher")
+    data = text.load_data(p)
+    make_small_classifier(p.teacher, texts=data.pool.texts, classes=data.classes, vocab_size=300, hidden=32, seed=5)
+    teacher = text_teacher.build_teacher(p, data)
+    logits = text_teacher.cached_logits(p, teacher, data.train)
+    again = text_teacher.cached_logits(p, teacher, data.train)
+    assert torch.equal(logits, again) and logits.dtype == torch.float32
+    _, cached = text.distil(p, data, logits, run_of(tmp_path, "cached"))
+    _, live = text.distil(p, data, teacher, run_of(tmp_path, "live"))
+    pairs = [(a["soft_targets"], b["soft_targets"]) for a, b in zip(cached["steps"], live["steps"], strict=True)]
+    assert len(pairs) == 18 and max(abs(a - b) for a, b in pairs) < 1e-5
+
+
+def test_distilling_end_to_end_learns_and_leaves_models_that_reload(p, tmp_path):
+    data = text.load_data(p)
+    teacher = text_teacher.build_teacher(p, data)
+    assert text_teacher.check_teacher(p, teacher, data) is None
+    run = run_of(tmp_path)
+    p.epochs = 6
+    student, history = text.distil(p, data, text_teacher.cached_logits(p, teacher, data.train), run)
+    assert {"soft_targets", "cross_entropy", "teacher_entropy"} <= history["steps"][0].keys()
+    best = max(epoch["val_accuracy"] for epoch in history["epochs"])
+    got = (text.answers(p, student, data.validation).argmax(1) == data.validation.labels).double().mean().item()
+    assert got == best > 0.6
+    assert text.model_folders(run) == ["best_model", "final_model"]
+    for name in text.model_folders(run):
+        model = AutoModelForSequenceClassification.from_pretrained(run.folder / name)
+        assert model.config.num_labels == 3 and AutoTokenizer.from_pretrained(run.folder / name).pad_token_id is not None
+    results = text.compare(p, teacher, student, data, run.folder)
+    written = json.loads((run.folder / "comparison_results.json").read_text())
+    assert 0 <= written["agreement"] <= 1 and written.keys() == results.keys()
+    assert (run.folder / "teacher_student_comparison.png").stat().st_size > 10_000
+
+
+def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(p, tmp_path):
+    p.epochs, p.early_stopping, p.learning_rate, p.warmup_steps = 9, 2, 1e-9, 0  # nothing is learnt: the first epoch stays best
+    data = text.load_data(p)
+    _, history = text.distil(p, data, torch.zeros(len(data.train.texts), 3), run_of(tmp_path))
+    assert len(history["epochs"]) == 3
+
+
+def test_a_decoder_without_a_head_is_refused_and_has_three_ways_out(p, tmp_path, capsys):
+    """The documented pair in small: a Qwen2 language model teaches a student of bert-tiny's family."""
+    p.teacher = str(tmp_path / "lm")
+    data = text.load_data(p)
+    shape = {"texts": data.pool.texts, "classes": data.classes, "kind": "qwen2", "vocab_size": 400, "hidden": 32}
+    make_small_classifier(p.teacher, causal=True, **shape)
+    teacher = text_teacher.build_teacher(p, data)
+    with pytest.raises(ValueError, match="its classification head was not in the checkpoint.*linear .*finetune .*labels "):
+        text_teacher.check_teacher(p, teacher, data)
+    p.teacher_head = "linear"
+    text_teacher.check_teacher(p, teacher, data)
+    assert "teacher on validation: accuracy" in capsys.readouterr().out
+    _, history = text.distil(p, data, teacher, run_of(tmp_path))  # two tokenizers, each with its own tokens
+    assert len(history["steps"]) == 18
+
+    p.teacher_head, p.epochs, tuned = "finetune", 8, text_teacher.build_teacher(p, data)
+    text_teacher.check_teacher(p, tuned, data)
+    assert not any(weight.requires_grad for weight in tuned.parameters())
+    before = (text.answers(p, tuned, data.validation).argmax(1) == data.validation.labels).double().mean()
+    assert before > 0.6
+
+    p.teacher_head = "labels"  # an untrained language model knows nothing: its answers are measured and refused
+    with pytest.raises(ValueError, match="that is chance level"):
+        text_teacher.check_teacher(p, text_teacher.build_teacher(p, data), data)
+
+
+def test_a_student_may_be_a_decoder(p, tmp_path):
+    p.student = str(tmp_path / "qwen")
+    data = text.load_data(p)
+    shape = {"kind": "qwen2", "vocab_size": 400, "hidden": 32, "causal": True}
+    make_small_classifier(p.student, texts=data.pool.texts, classes=data.classes, **shape)
+    student, _ = text.distil(p, data, torch.nn.functional.one_hot(data.train.labels).float() * 5, run_of(tmp_path))
+    assert student.model.config.model_type == "qwen2" and load_classifier(p.student, num_classes=3).head_is_random
+
+
+def test_a_teacher_of_other_classes_is_refused(p, tmp_path):
+    p.teacher = str(tmp_path / "teacher")
+    data = text.load_data(p)
+    make_small_classifier(p.teacher, texts=data.pool.texts, classes=["a", "b", "c", "d"], vocab_size=300, hidden=32)
+    with pytest.raises(ValueError, match="classifies 4 classes, but the data has 3"):
+        text_teacher.build_teacher(p, data)
+
+
+def test_the_sweep_runs_alpha_zero_once(p, tmp_path):
+    p.epochs = 1
+    data, out = text.load_data(p), run_of(tmp_path)
+    table = text.sweep(p, data, torch.nn.functional.one_hot(data.train.labels).float() * 5, out)
+    assert set(table) == {1.0, 3.0} and set(table[1.0]) == {0.0, 1.0} and table[1.0][0.0] == table[3.0][0.0]
+    assert len(list((out.folder / "sweep").iterdir())) == 3

@@ -1,0 +1,46 @@
+"""Files appear whole or not at all, also when several write the same one."""
+
+import threading
+
+import pytest
+
+from kdnb.files import remove_temporary, write_atomically
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.bin"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def broken(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, broken)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_two_writers_of_one_file_leave_one_whole_file(tmp_path):
+    """Both are inside the write at the same time; neither takes the other's temporary file away."""
+    path, both = tmp_path / "a.bin", threading.Barrier(2)
+
+    def write(letter):
+        def fill(file):
+            file.write(letter * 1000)
+            both.wait(timeout=10)
+
+        write_atomically(path, fill)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in (b"a", b"b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in (b"a" * 1000, b"b" * 1000) and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    for name in (".a.bin.1234abcd.tmp", ".b.tmp", "c.tmp", ".d"):
+        (tmp_path / name).touch()
+    assert remove_temporary(tmp_path) == [".a.bin.1234abcd.tmp", ".b.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".d", "c.tmp"]
