@@ -99,7 +99,7 @@ def train(
                 samples = [loader.samples_of(at.epoch, at.batch + number) for number in range(size)]
                 parts = []
                 for number in range(size):
-                    batch = clock.wait(batches)
+                    batch = clock.wait(batches) | {"epoch": at.epoch}
                     inputs = views(batch.get("image", batch.get("text")), batch["id"], at.epoch)
                     with torch.no_grad(), accelerator.autocast():
                         answers = teacher(inputs[: views.num_global], batch)

@@ -65,7 +65,7 @@ def test_metadata_holds_no_widgets_no_times_and_no_machine(path):
 
 
 def test_the_training_notebooks_differ_in_one_cell():
-    """Beside title, parameters and names: the cell that makes the loader."""
+    """Beside title, parameters and names: the cell that makes the loader. train_optimized has its tour, too."""
     texts = {}
     for name in TRAINING:
         for cell in cells(ROOT / "notebooks" / f"{name}.ipynb"):

@@ -80,6 +80,10 @@ class ShardReader:
         batch = {"image": images, "id": torch.from_numpy(ids)}
         return batch if labels is None else batch | {"label": torch.from_numpy(labels)}
 
+    def shard_ids(self, shard: int) -> np.ndarray:
+        """Ids of the images of the shard at place `shard` of the index, int64 [rows]."""
+        return self._shard(shard).ids
+
     def advise(self, positions: np.ndarray):
         """Ask the kernel to read `positions` ahead, without waiting for it; costs a few per cent of a warm read."""
         if self._row_bytes < _SMALL_ROW:

@@ -17,7 +17,7 @@ import torch
 
 from kdnb.data.augment import Resampler, change_colours, normalise, parts, per_channel
 
-__all__ = ["CleanTransform", "FastMultiCropTransform", "SimpleTransform", "normalise", "uniform"]
+__all__ = ["CleanTransform", "FastMultiCropTransform", "RepeatedViews", "SimpleTransform", "normalise", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive words land far apart
 _TRIES = 10  # boxes tried before the centre is taken, as in torchvision
@@ -232,3 +232,28 @@ class FastMultiCropTransform:
         size = self.global_size if wide else self.local_size
         settings = {"mean": self.mean, "std": self.std, "colours": colours if self.photometric else None}
         return _render(images, boxes, mirror, size, **settings)
+
+
+@dataclass(kw_only=True)
+class RepeatedViews:
+    """`repeats` keyed views per image in turn: epoch e sees those of epoch e modulo `repeats` of `transform`.
+
+    Few enough to store a teacher's answer to each (Shen & Xing 2021, arXiv:2112.01528), and no image is seen the same way
+    in every epoch.
+    """
+
+    transform: SimpleTransform | FastMultiCropTransform
+    repeats: int
+
+    def __post_init__(self):
+        if self.repeats < 1:
+            raise ValueError(f"teacher_views is {self.repeats}; an image has at least 1 view.")
+
+    def __getattr__(self, name: str):
+        if name in ("num_global", "num_views", "mean", "std"):
+            return getattr(self.transform, name)
+        raise AttributeError(name)
+
+    def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
+        """The views of `transform`."""
+        return self.transform(images, ids, epoch % self.repeats)

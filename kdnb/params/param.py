@@ -36,6 +36,8 @@ class Param:
         """`value` as this parameter's type. Raises ValueError where that is not clear, or outside the range."""
         if self.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
             return None
+        if self.choices and isinstance(value, bool):  # YAML's true among the words auto, true, false
+            value = str(value).lower()
         converted = _CONVERTERS[self.kind](value)
         low = float("-inf") if self.low is None else self.low
         high = float("inf") if self.high is None else self.high

@@ -13,7 +13,7 @@ from kdnb.plots.evaluation import (
     quality_curves,
     seed_bands,
 )
-from kdnb.plots.training import bars, image_grid, loss_curves, step_time, view_grid, visit_map
+from kdnb.plots.training import bars, image_grid, loss_curves, step_parts, step_time, view_grid, visit_map
 
 __all__ = [
     "accuracy_curves",
@@ -27,6 +27,7 @@ __all__ = [
     "loss_curves",
     "quality_curves",
     "seed_bands",
+    "step_parts",
     "step_time",
     "view_grid",
     "visit_map",

@@ -166,6 +166,30 @@ def step_time(records: Sequence[dict]):
     return figure
 
 
+def step_parts(rows: dict[str, dict[str, float]]):
+    """One horizontal bar a way of training: milliseconds of its step, and of waiting for data behind it.
+
+    Args:
+        rows: by name, {"step_ms", "wait_ms"} each, the first on top.
+    """
+    step, wait = (np.array([row[part] for row in rows.values()], dtype=float) for part in ("step_ms", "wait_ms"))
+    places, total = np.arange(len(rows)), step + wait
+    figure, axes = new_figure(size=(7.5, 1.6 + 0.45 * max(len(rows), 1)))
+    axes.barh(places, step, color=COLOURS[0], height=0.7, label="step")
+    axes.barh(places, wait, left=step, color=COLOURS[4], height=0.7, label="data wait")
+    for place, width, share in zip(places, total, wait / total, strict=True):
+        said = f"{width:.3g} ms, {share:.0%} waiting"
+        axes.annotate(said, (width, place), xytext=(4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, list(rows))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.45 * total.max())
+    best = int(total.argmin())
+    set_title(axes, f"{list(rows)[best]}: {total[0] / total[best]:.1f} times as fast as {list(rows)[0]}")
+    axes.set(xlabel="time of a step (ms)")
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.6 / len(rows)))
+    return figure
+
+
 def bars(values: dict[str, float], *, xlabel: str, title: str, errors: dict | None = None, reference: tuple | None = None):
     """One horizontal bar a name, the first on top, with its number beside it.
 

@@ -4,27 +4,28 @@ Each function takes the notebook's parameters `p` (from `check_params`) and retu
 pieces from the modules that they come from.
 """
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
-from torch import nn
+import torch
 from torch.nn import functional as F
 
-from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset, RawImageDataset
+from kdnb.data.datasets import RawImageDataset
+from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
 from kdnb.data.order import Order
 from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD, read_index
-from kdnb.data.views import CleanTransform, FastMultiCropTransform, SimpleTransform
-from kdnb.evaluation.features import extract_features, raw_pixels
-from kdnb.evaluation.probe import linear_probe
+from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
+from kdnb.knowledge import feature_statistics, require_knowledge, teacher_knowledge
 from kdnb.losses import DistillationLoss
 from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze
 from kdnb.precompute import precompute
 from kdnb.runs import Run, anchored, find_device, set_seed
-from kdnb.teachers import LiveTeacher, feature_statistics, require_knowledge, teacher_knowledge
+from kdnb.teachers import LiveTeacher
 from kdnb.train import train
 
 _BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "learning_rate": 1e-2, "label_smoothing": 0.1}
@@ -79,14 +80,19 @@ def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | 
     )
 
 
-def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform:
+def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
     """The augmentation that teacher and student share."""
     if p.use_local_crops and p.augmentation != "multicrop":
         raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
     statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    scale = (p.crop_scale_min, 1.0)
     if p.augmentation == "clean":
         return CleanTransform(size=p.image_size, **statistics)
+    free = _free_views(p, scale=(p.crop_scale_min, 1.0), **statistics)
+    return free if p.teacher_views is None else RepeatedViews(transform=free, repeats=p.teacher_views)
+
+
+def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **statistics) -> SimpleTransform | FastMultiCropTransform:
+    """New views in every epoch."""
     if p.augmentation == "simple":
         flip = {"scale": scale, "horizontal_flip": p.horizontal_flip}
         return SimpleTransform(size=p.image_size, seed=p.seed, **flip, **statistics)
@@ -105,7 +111,7 @@ def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMu
 def build_teacher(p: SimpleNamespace) -> FeatureModel:
     """The frozen teacher on the training device: from a checkpoint, the Hub, or trained here on the digits."""
     if p.teacher == "builtin":
-        model = load_model(_builtin_teacher())
+        model = load_model(builtin_teacher())
     else:
         checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
         model = build_model(_local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
@@ -113,7 +119,7 @@ def build_teacher(p: SimpleNamespace) -> FeatureModel:
     return freeze(teacher.to(find_device()))
 
 
-def _builtin_teacher() -> Path:
+def builtin_teacher() -> Path:
     """Folder of a ResNet-8 trained on the labels of the 1,500 training digits: found from an earlier run, or trained now."""
     run = Run("teacher_digits", _BUILTIN_TEACHER)
     if run.finished:
@@ -144,7 +150,7 @@ def raw_batches(source, *, image_size: int, batch_size: int = 100, resize: str =
     return WorkerLoader(data, batch_size=batch_size, device=find_device(), drop_last=False)
 
 
-def build_student(p: SimpleNamespace, teacher: FeatureModel) -> Student:
+def build_student(p: SimpleNamespace, teacher) -> Student:
     """The student with projections to the teacher's widths; the seed alone decides its first weights."""
     set_seed(p.seed)
     heads = teacher.num_classes if p.loss == "soft_targets" else 0
@@ -155,8 +161,11 @@ def build_student(p: SimpleNamespace, teacher: FeatureModel) -> Student:
     return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())
 
 
-def build_loss(p: SimpleNamespace, teacher: FeatureModel, loader, views) -> DistillationLoss:
+def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> DistillationLoss:
     """The loss, with the teacher's feature statistics where it needs them.
+
+    Args:
+        teacher: from `kdnb.recipes.teacher.open_teacher`. answers: from `build_answers`.
 
     Raises:
         ValueError: soft targets from a teacher that knows nothing about the held-out images.
@@ -166,11 +175,11 @@ def build_loss(p: SimpleNamespace, teacher: FeatureModel, loader, views) -> Dist
         check_teacher(p, teacher)
     if p.loss != "mse":
         return DistillationLoss(p.loss, **mix)
-    mean, std = feature_statistics(LiveTeacher(teacher), loader.batches(0), views)
+    mean, std = feature_statistics(answers, loader.batches(0), views)
     return DistillationLoss(p.loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
 
 
-def check_teacher(p: SimpleNamespace, teacher: FeatureModel):
+def check_teacher(p: SimpleNamespace, teacher):
     """Measure the teacher's head on the held-out split before any step, print it, and refuse noise as soft targets."""
     if not teacher.num_classes:
         raise ValueError(f"loss is soft_targets, but teacher {p.teacher} has no classification head; choose mse or cosine.")
@@ -180,11 +189,49 @@ def check_teacher(p: SimpleNamespace, teacher: FeatureModel):
             raise ValueError("the teacher's head was not in its checkpoint, and eval_split gives no labels to measure it on.")
         print("the teacher's head is not measured: eval_split gives no labels")
         return
-    batches = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
-    view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    knowledge = teacher_knowledge(LiveTeacher(teacher), batches.batches(0), view)
+
+    def measure() -> dict:
+        batches = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
+        view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return teacher_knowledge(LiveTeacher(teacher.load()), batches.batches(0), view)
+
+    knowledge = teacher.remember("knowledge", [held_out.fingerprint, p.image_size, p.resize], measure)
     print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
     require_knowledge(knowledge, head_is_random=teacher.head_is_random)
+
+
+def place_data(p: SimpleNamespace, loader, student: Student, answers, views, loss):
+    """`loader`, or the same batches from the device's memory where `cache_on_device` says so; prints what was decided.
+
+    `auto` measures what a step takes, on a copy of the student, and what the GPU has free.
+    """
+    cuda = loader.device.type == "cuda"
+    if p.cache_on_device == "false" or not isinstance(loader, BatchReader) or (p.cache_on_device == "auto" and not cuda):
+        return loader
+    if p.cache_on_device == "auto":
+        peak = _step_bytes(student, loader, answers, views, loss)
+        free = torch.cuda.mem_get_info(loader.device)[0]
+        enough, said = fits(bytes_on_device(loader, p.epochs), free=free, peak=peak)
+        print(f"cache_on_device: {said}", flush=True)
+        if not enough:
+            return loader
+    return DeviceLoader(loader, epochs=p.epochs)
+
+
+def _step_bytes(student: Student, loader, answers, views, loss) -> int:
+    """Bytes that a training step takes on the GPU beyond what is allocated now, AdamW's two moments included."""
+    trial, weights = copy.deepcopy(student), sum(weight.nbytes for weight in student.parameters())
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(loader.device)
+    before = torch.cuda.memory_allocated(loader.device)
+    batch = next(loader.batches(0)) | {"epoch": 0}
+    inputs = views(batch["image"], batch["id"], 0)
+    given = answers(inputs[: views.num_global], batch)
+    loss([trial(view) for view in inputs], given, batch.get("label"))["loss"].backward()
+    peak = torch.cuda.max_memory_allocated(loader.device) - before
+    del trial, batch, inputs, given
+    torch.cuda.empty_cache()
+    return peak + 2 * weights
 
 
 def save_student(student: Student, folder: Path):
@@ -204,46 +251,3 @@ def training_settings(p: SimpleNamespace) -> dict:
         "compile_student seed save_every_steps keep_checkpoints"
     )
     return {name: getattr(p, name) for name in names.split()} | {"save_model": save_student}
-
-
-class Probe:
-    """Linear probes on one pair of labelled data: at most `p.probe_samples` cached images, and the held-out split.
-
-    Attributes:
-        available: False where there are no labels or no held-out split; `why_not` says which.
-    """
-
-    def __init__(self, p: SimpleNamespace):
-        self.available, self.why_not = False, "eval_split is None"
-        if p.eval_split is None:
-            return
-        cached = CachedTensorDataset(anchored(p.cache_dir))
-        held_out = open_source(**source_arguments(p, p.eval_split))
-        if not (cached.reader.labelled and held_out.labelled):
-            self.why_not = f"{p.dataset} has no labels"
-            return
-        count = min(p.probe_samples, len(cached))
-        part = RandomSubsetCachedDataset(anchored(p.cache_dir), samples_per_epoch=count)
-        self.train = BatchReader(part, batch_size=100, device=find_device(), drop_last=False)
-        self.test = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
-        self.view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        self.available, self.why_not = True, ""
-
-    def accuracy(self, model: nn.Module) -> float:
-        """Held-out accuracy of a linear probe on the model's frozen features."""
-        device = find_device()
-        parts = [extract_features(model, b, transform=self.view, device=device) for b in (self.train, self.test)]
-        return linear_probe(*parts, device=device).top1
-
-    def pixels(self) -> float:
-        """The same on the raw pixels."""
-        statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        return linear_probe(*(raw_pixels(b, **statistics) for b in (self.train, self.test))).top1
-
-
-def probe_references(probe: Probe, teacher: FeatureModel, student: Student) -> dict[str, float]:
-    """Accuracy by name: the floors (raw pixels, the student before training) and the ceiling (the teacher)."""
-    if not probe.available:
-        return {}
-    models = {"random student": student, "teacher": teacher}
-    return {"raw pixels": probe.pixels()} | {name: probe.accuracy(model) for name, model in models.items()}

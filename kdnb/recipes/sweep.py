@@ -69,7 +69,7 @@ def plan_runs(p: SimpleNamespace, name: str) -> list[Planned]:
     by_sample = {"samples_per_epoch": samples, "shards_per_epoch": None}
     by_shard = {"samples_per_epoch": None, "shards_per_epoch": p.subset_shards}
     subset = {
-        "full": ("train_optimized", {}),
+        "full": ("train_optimized", {"tour_steps": 0}),
         "random_samples": ("train_random", by_sample | {"draw": "independent"}),
         "random_shards": ("train_random", by_shard | {"draw": "independent"}),
         "dealt": ("train_random", by_sample | {"draw": "dealt"}),
@@ -91,7 +91,7 @@ def plan_runs(p: SimpleNamespace, name: str) -> list[Planned]:
 def what_differs(planned: Sequence[Planned]) -> str:
     """The parameters in which the runs of one seed differ, and their number of equal ones."""
     runs = [run.parameters | {"notebook": run.notebook} for run in planned if run.seed == planned[0].seed]
-    names = sorted({name for run in runs for name in run} - {"run_name"})
+    names = sorted({name for run in runs for name in run} - {"run_name", "tour_steps"})
     differing = [name for name in names if len({repr(run.get(name)) for run in runs}) > 1]
     return f"the runs of a seed differ in {', '.join(differing) or 'nothing'}; {len(names) - len(differing)} parameters are equal"
 

@@ -1,0 +1,187 @@
+"""The teacher of an image run: loaded where somebody asks it, and its answers stored where `cache_teacher_features` says so.
+
+What a stored answer belongs to is a hash over the teacher's weights, the image cache, the global views and their seed; each such
+combination has a folder of its own below `teacher_feature_dir`. So that a run whose answers are all there need not load the
+teacher even to learn its hash, `known_teachers/` keeps the facts of each by name, arguments and the checkpoint's size and time.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from kdnb.data.answers import AnswerStore
+from kdnb.data.reader import ShardReader
+from kdnb.data.stored import CacheError
+from kdnb.data.views import CleanTransform, RepeatedViews
+from kdnb.files import write_atomically
+from kdnb.models.fingerprint import weights_fingerprint
+from kdnb.models.vision import FeatureModel, count_parameters
+from kdnb.progress import format_bytes
+from kdnb.recipes import images
+from kdnb.runs import anchored
+from kdnb.teachers import AnswerCodec, CachedTeacher, LiveTeacher
+
+_LOCAL = ("local_size", "local_crops_number", "use_local_crops", "local_scale")  # crops that the teacher does not see
+
+
+@dataclass
+class Teacher:
+    """What is known of the frozen teacher of a run, and the model where it is loaded."""
+
+    p: SimpleNamespace
+    feature_dim: int
+    num_classes: int
+    layer_dims: tuple[int, ...]
+    head_is_random: bool
+    num_parameters: int
+    fingerprint: str
+    model: FeatureModel | None = None
+
+    def load(self) -> FeatureModel:
+        """The model on the training device, loaded now where it is not."""
+        if self.model is None:
+            self.model = images.build_teacher(self.p)
+            if weights_fingerprint(self.model) != self.fingerprint:
+                raise ValueError(f"teacher {self.p.teacher} has other weights than when its answers were stored, but the same "
+                                 "name, size and time; delete known_teachers/ in teacher_feature_dir.")  # fmt: skip
+        return self.model
+
+    def remember(self, name: str, about: object, compute: Callable[[], object]):
+        """`compute()`, or what it gave for this teacher and `about` before, where answers are stored."""
+        if not self.p.cache_teacher_features:
+            return compute()
+        key = _hash([self.fingerprint, name, about])
+        path = anchored(self.p.teacher_feature_dir) / "known_teachers" / f"{name}_{key}.json"
+        if not path.exists():
+            _write_json(path, compute())
+        return json.loads(path.read_text())
+
+
+def open_teacher(p: SimpleNamespace) -> Teacher:
+    """The teacher of `p`: loaded, unless its answers are stored and its facts are known."""
+    path = None
+    if p.cache_teacher_features:
+        check_modes(p)
+        path = anchored(p.teacher_feature_dir) / "known_teachers" / f"{_hash(_identity(p))}.json"
+        if path.exists():
+            facts = json.loads(path.read_text())
+            return Teacher(p, **facts | {"layer_dims": tuple(facts["layer_dims"])})
+    model = images.build_teacher(p)
+    facts = {name: getattr(model, name) for name in ("feature_dim", "num_classes", "layer_dims", "head_is_random")}
+    facts |= {"num_parameters": count_parameters(model), "fingerprint": weights_fingerprint(model) if path else ""}
+    if path:
+        _write_json(path, facts)
+    return Teacher(p, **facts, model=model)
+
+
+def check_modes(p: SimpleNamespace):
+    """Refuse to store answers to views that never come again, or without shards to store them beside."""
+    if p.augmentation != "clean" and p.teacher_views is None:
+        raise ValueError(
+            f"cache_teacher_features is true, but with augmentation {p.augmentation} every epoch has new views, and an answer "
+            "belongs to one view; set teacher_views to a number of stored views per image, such as 4, or augmentation to clean."
+        )
+    if not getattr(p, "use_cached", True):
+        raise ValueError("cache_teacher_features is true, but use_cached is false; answers are stored beside image shards.")
+
+
+def build_answers(p: SimpleNamespace, teacher: Teacher, loader, views) -> LiveTeacher | CachedTeacher:
+    """What the loop asks: the live teacher, or its stored answers, of which missing ones are added on the way.
+
+    Prints what the answers to all that `loader` may visit will take.
+
+    Raises:
+        CacheError: a disk without room for it.
+    """
+    if not p.cache_teacher_features:
+        return LiveTeacher(teacher.load())
+    reader = loader.dataset.reader
+    codec, store = _store(p, teacher, reader, views)
+    order = loader.dataset.order
+    positions = order.epoch(0) if order.regime == "fixed" else np.arange(len(reader))
+    needed, free = store.bytes_needed(positions), shutil.disk_usage(store.folder).free
+    count = f"{len(positions):,} images x {store.num_views} views x {codec.row.itemsize:,} bytes"
+    if needed > free:
+        raise CacheError(f"{store.folder} needs {format_bytes(needed)} more for {count}, but its disk has {format_bytes(free)} "
+                         "free; choose another teacher_feature_dir, or fewer teacher_views.")  # fmt: skip
+    there = np.mean([store.present(positions, view).mean() for view in range(store.num_views)])
+    print(f"teacher answers: {count}, {there:.0%} stored; {format_bytes(needed)} to write, {format_bytes(free)} free", flush=True)
+    return CachedTeacher(store, codec, teacher.load, repeats=store.num_views // views.num_global)
+
+
+def fill_answers(p: SimpleNamespace, display) -> AnswerStore:
+    """Ask the teacher about every view of every cached image, ahead of training; what is stored is not asked again.
+
+    Args:
+        display: has `update(done)`, called with views answered.
+    """
+    teacher = open_teacher(p)
+    unseen = {"use_local_crops": False, "local_crops_number": 1, "local_crop_size": 1}  # by the teacher
+    whole = {"use_cached": True, "shuffle": "none", "max_steps_per_epoch": None, "gradient_accumulation_steps": 1}
+    whole |= {"num_workers": 0, "persistent_workers": False}
+    p = SimpleNamespace(**unseen | vars(p) | whole)
+    views = images.build_views(p)
+    p.batch_size = min(p.batch_size, len(ShardReader(anchored(p.cache_dir))))
+    loader = images.build_loader(p, regime="full")
+    loader.drop_last = False
+    answers, done = build_answers(p, teacher, loader, views), 0
+    for epoch in range(answers.repeats):
+        for batch in loader.batches(epoch):
+            ids = batch["id"].numpy()
+            if not all(answers.store.read(ids, epoch * views.num_global + g)[1].all() for g in range(views.num_global)):
+                answers(views(batch["image"], batch["id"], epoch)[: views.num_global], batch | {"epoch": epoch})
+            done += len(ids) * views.num_global
+            display.update(done)
+    return answers.store
+
+
+def _store(p: SimpleNamespace, teacher: Teacher, reader: ShardReader, views) -> tuple[AnswerCodec, AnswerStore]:
+    shape = {"feature_dim": teacher.feature_dim, "num_classes": teacher.num_classes, "layer_dims": teacher.layer_dims}
+    codec = AnswerCodec(**shape, storage=p.teacher_storage, top_k=p.teacher_top_k)
+    facts = {"teacher": teacher.fingerprint, "layers": p.feature_layers, "images": reader.index["fingerprint"]}
+    facts |= {"views": _describe(views), "storage": p.teacher_storage, "top_k": p.teacher_top_k}
+    folder = anchored(p.teacher_feature_dir) / _hash(facts)
+    repeats = views.repeats if isinstance(views, RepeatedViews) else 1
+    return codec, AnswerStore(folder, reader, row=codec.row, num_views=repeats * views.num_global, facts=facts)
+
+
+def _describe(views) -> dict:
+    """What decides on the teacher's views: the transform's class and settings, without the crops that only the student sees."""
+    if isinstance(views, RepeatedViews):
+        return _describe(views.transform) | {"repeats": views.repeats}
+    if not is_dataclass(views):
+        raise TypeError(f"views is a {type(views).__name__}, whose settings cannot be told.")
+    settings = {name: value for name, value in asdict(views).items() if name not in _LOCAL}
+    if isinstance(views, CleanTransform):
+        settings.pop("seed", None)
+    return {"class": type(views).__name__} | settings
+
+
+def _identity(p: SimpleNamespace) -> list:
+    """What tells a teacher without loading it: name, arguments, versions, and its files' sizes and times."""
+    from importlib.metadata import version
+
+    path = images.builtin_teacher() if p.teacher == "builtin" else anchored(p.teacher)
+    paths = [path, None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)]
+    files = [file for path in paths if path is not None and path.exists() for file in _files(path)]
+    stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [p.teacher, p.teacher_args, p.feature_layers, p.image_size, version("timm"), stamps]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _hash(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _write_json(path: Path, content: object):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))

@@ -1,0 +1,128 @@
+"""What a stored teacher costs and what its views are worth, on CIFAR-10 with real ResNet teachers.
+
+    pytest -m benchmark -s tests/benchmarks/test_teacher_cache.py
+
+About 25 minutes on two cores. KDNB_REAL_DATA holds cifar10/ (Parquet) and cifar_resnet/ (weights).
+"""
+
+import statistics
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kdnb.data.images import open_source
+from kdnb.precompute import precompute
+from kdnb.recipes import images, teacher
+from kdnb.recipes.probe import Probe
+from kdnb.runs import Run, set_seed
+from kdnb.train import train
+
+pytestmark = pytest.mark.benchmark
+SEEDS, STEPS, EPOCHS = (0, 1, 2), 45, 16
+MODES = {
+    "live": {}, "clean": {"augmentation": "clean", "cache_teacher_features": True},
+    "views, K = 1": {"teacher_views": 1, "cache_teacher_features": True},
+    "views, K = 4": {"teacher_views": 4, "cache_teacher_features": True},
+    "views, K = 16": {"teacher_views": 16, "cache_teacher_features": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cifar")
+
+
+@pytest.fixture
+def p(real_data, folder) -> SimpleNamespace:
+    """Parameters as in params/cifar10_fixed.yaml: two shards of 2,048 images, batches of 64."""
+    source = {"dataset": str(real_data / "cifar10"), "split": "train", "image_column": None, "label_column": None}
+    precompute(open_source(**source), folder / "cache", image_size=32, max_samples=10 * 2048)
+    given = source | {
+        "eval_split": "test", "probe_samples": 10_000, "cache_dir": str(folder / "cache"), "image_size": 32, "resize": "crop",
+        "cache_shard_size": 2048, "use_cached": True, "shuffle": "within_shards", "num_workers": 0, "persistent_workers": False,
+        "teacher": "cifar_resnet56", "teacher_args": {"num_classes": 10},
+        "teacher_checkpoint": str(real_data / "cifar_resnet/resnet56-4bfd9763.th"),
+        "student": "cifar_resnet8", "student_args": {},
+        "feature_layers": [], "student_layers": [], "loss": "mse", "temperature": 2.0, "alpha": 1.0, "augmentation": "simple",
+        "crop_scale_min": 0.5, "horizontal_flip": True, "use_local_crops": False, "local_crops_number": 2, "local_crop_size": 16,
+        "cache_teacher_features": False, "teacher_feature_dir": str(folder / "answers"), "teacher_views": None,
+        "teacher_storage": "float16", "teacher_top_k": None, "cache_on_device": "false", "epochs": EPOCHS,
+        "max_steps_per_epoch": STEPS, "batch_size": 64, "gradient_accumulation_steps": 1, "learning_rate": 2e-3,
+        "weight_decay": 0.05, "warmup_steps": 50, "clip_grad_norm": 1.0, "mixed_precision": "no", "compile_student": False,
+        "seed": 0, "save_every_steps": None, "keep_checkpoints": 1,
+    }  # fmt: skip
+    return SimpleNamespace(**given)
+
+
+def pieces(p) -> tuple:
+    """(student, answers, loader, views, loss) of a run on the first two shards."""
+    loader = images.build_loader(p, regime="fixed", fixed_shards=2)
+    views, frozen = images.build_views(p), teacher.open_teacher(p)
+    student = images.build_student(p, frozen)
+    answers = teacher.build_answers(p, frozen, loader, views)
+    return student, answers, loader, views, images.build_loss(p, frozen, answers, loader, views)
+
+
+class RandomTargets:
+    """Answers that cost nothing: what the student alone takes."""
+
+    def __init__(self, width: int):
+        self.answer = {"features": torch.randn(64, width)}
+
+    def __call__(self, views, batch):
+        return [self.answer for _ in views]
+
+
+@pytest.mark.parametrize("student", ["resnet20", "resnet8"])
+def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
+    p.student, p.teacher_views, p.augmentation = f"cifar_{student}", 1, "simple"
+    model, live, loader, views, loss = pieces(p)
+    stored = pieces(SimpleNamespace(**vars(p) | {"cache_teacher_features": True}))[1]
+    for batch in loader.batches(0):  # all of what follows is stored before it is timed
+        stored(views(batch["image"], batch["id"], 0), batch | {"epoch": 0})
+    ways = {"random targets": RandomTargets(64), "stored": stored, "live": live}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    asked = stored.asked
+    for epoch in range(2):
+        for number, batch in enumerate(loader.batches(0)):
+            batch["epoch"] = 0
+            for name in sorted(ways, key=lambda name: (number * len(name)) % 7):  # no way always comes first
+                start = time.perf_counter()
+                inputs = views(batch["image"], batch["id"], 0)
+                with torch.no_grad():
+                    answers = ways[name](inputs, batch)
+                loss([model(view) for view in inputs], answers, None)["loss"].backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if epoch or number > 3:
+                    seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print()
+    for name, value in medians.items():
+        ratio = value / medians["random targets"]
+        print(f"{student}: {name:15s} {1000 * value:7.2f} ms a step, {ratio:.3f} of the student alone")
+    assert stored.asked == asked
+
+
+def test_what_stored_views_are_worth(p, folder, capsys):
+    found: dict[str, list[float]] = {name: [] for name in MODES}
+    seconds: dict[str, list[float]] = {name: [] for name in MODES}
+    for seed in SEEDS:
+        for name, changes in MODES.items():
+            q = SimpleNamespace(**vars(p) | changes | {"seed": seed})
+            set_seed(seed)
+            student, answers, loader, views, loss = pieces(q)
+            run = Run(f"{name}_{seed}", {}, outputs=folder / "runs")
+            settings = images.training_settings(q) | {"save_model": None}
+            history = train(student, answers, loader, views=views, loss=loss, run=run, **settings)
+            found[name].append(Probe(q).accuracy(student))
+            seconds[name].append(sum(epoch["step_s"] + epoch["data_wait_s"] for epoch in history["epochs"]))
+    with capsys.disabled():
+        print(f"\nprobe accuracy after {STEPS * EPOCHS} steps, mean and standard deviation over {len(SEEDS)} seeds")
+        for name, values in found.items():
+            spread = f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
+            print(f"{name:15s} {spread}  {[round(v, 4) for v in values]}  {statistics.mean(seconds[name]):.0f} s of training")
+    assert all(0.3 < value < 0.9 for values in found.values() for value in values)

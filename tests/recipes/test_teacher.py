@@ -1,0 +1,139 @@
+"""The stored teacher in training: the same losses and weights as the live one, no teacher where none is needed, no mixing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kdnb.data.device_loader import DeviceLoader
+from kdnb.data.stored import CacheError
+from kdnb.models.vision import build_model
+from kdnb.recipes import images, teacher
+from kdnb.runs import Run
+from kdnb.train import train
+
+
+@pytest.fixture
+def p(make_cache, tmp_path):
+    """A run on 60 images of 8x8 with a small teacher from a checkpoint."""
+    make_cache(tmp_path / "cache", (20, 20, 20), size=8)
+    torch.manual_seed(3)
+    torch.save(build_model("cifar_resnet8", num_classes=3, width=4).state_dict(), tmp_path / "teacher.pth")
+    given = {
+        "dataset": "digits", "split": "train", "eval_split": None, "image_column": None, "label_column": None,
+        "cache_dir": str(tmp_path / "cache"), "image_size": 8, "resize": "crop", "cache_shard_size": 20, "use_cached": True,
+        "shuffle": "all", "num_workers": 0, "persistent_workers": False, "teacher": "cifar_resnet8",
+        "teacher_args": {"num_classes": 3, "width": 4}, "teacher_checkpoint": str(tmp_path / "teacher.pth"),
+        "student": "cifar_resnet8", "student_args": {"width": 2}, "feature_layers": [1], "student_layers": [1], "loss": "mse",
+        "temperature": 2.0, "alpha": 1.0, "augmentation": "simple", "crop_scale_min": 0.5, "horizontal_flip": True,
+        "use_local_crops": False, "local_crops_number": 2, "local_crop_size": 4, "cache_teacher_features": False,
+        "teacher_feature_dir": str(tmp_path / "answers"), "teacher_views": 2, "teacher_storage": "float32",
+        "teacher_top_k": None, "cache_on_device": "auto", "epochs": 10, "max_steps_per_epoch": 5, "batch_size": 10,
+        "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 2,
+        "clip_grad_norm": None, "mixed_precision": "no", "compile_student": False, "seed": 0, "save_every_steps": None,
+        "keep_checkpoints": 1,
+    }  # fmt: skip
+    return SimpleNamespace(**given)
+
+
+def run(p, tmp_path, name, **changes):
+    """(losses of every step, student) of a training run."""
+    p = SimpleNamespace(**vars(p) | changes)
+    loader, views, frozen = images.build_loader(p, regime="full"), images.build_views(p), teacher.open_teacher(p)
+    student = images.build_student(p, frozen)
+    answers = teacher.build_answers(p, frozen, loader, views)
+    loss = images.build_loss(p, frozen, answers, loader, views)
+    loader = images.place_data(p, loader, student, answers, views, loss)
+    settings = images.training_settings(p) | {"save_model": None}
+    history = train(student, answers, loader, views=views, loss=loss, run=Run(name, {}, outputs=tmp_path), **settings)
+    return [record["loss"] for record in history["steps"]], student.state_dict()
+
+
+@pytest.mark.parametrize("kind", ["simple", "clean", "multicrop"])
+def test_stored_answers_train_as_the_live_teacher_does(p, tmp_path, kind):
+    """50 steps: 1e-6 relative while the store fills, and again when all of it is read."""
+    p.augmentation, p.use_local_crops = kind, kind == "multicrop"
+    expected, weights = run(p, tmp_path, "live")
+    for name in ("filling", "reading"):
+        losses, got = run(p, tmp_path, name, cache_teacher_features=True)
+        assert len(losses) == 50 and losses == pytest.approx(expected, rel=1e-6)
+        assert all(torch.allclose(got[key].float(), weights[key].float(), rtol=1e-4, atol=1e-6) for key in weights)
+
+
+def test_float16_answers_deviate_a_little(p, tmp_path):
+    expected, _ = run(p, tmp_path, "live")
+    losses, _ = run(p, tmp_path, "half", cache_teacher_features=True, teacher_storage="float16")
+    assert losses != expected and losses == pytest.approx(expected, rel=5e-3)
+
+
+def test_where_all_answers_are_there_no_teacher_is_loaded(p, tmp_path, monkeypatch):
+    first, _ = run(p, tmp_path, "first", cache_teacher_features=True)
+    monkeypatch.setattr(images, "build_teacher", lambda p: pytest.fail("the teacher was loaded"))
+    again, _ = run(p, tmp_path, "second", cache_teacher_features=True)
+    assert again == first
+
+
+def test_answers_written_ahead_are_all_that_training_needs(p, tmp_path, monkeypatch, capsys):
+    class Silent:
+        def update(self, done):
+            self.done = done
+
+    p.cache_teacher_features = True
+    display = Silent()
+    ahead = {name: value for name, value in vars(p).items() if name not in ("use_local_crops", "local_crops_number", "loss")}
+    store = teacher.fill_answers(SimpleNamespace(**ahead), display)
+    assert display.done == 120 and store.verify() == []
+    assert "60 images x 2 views x " in capsys.readouterr().out
+    monkeypatch.setattr(images, "build_teacher", lambda p: pytest.fail("the teacher was loaded"))
+    run(p, tmp_path, "after")
+
+
+def test_another_teacher_preprocessing_or_seed_has_another_folder(p, tmp_path):
+    changes = [
+        {}, {"seed": 1}, {"crop_scale_min": 0.4}, {"teacher_views": 3}, {"teacher_storage": "float16"}, {"augmentation": "clean"},
+        {"feature_layers": [0]}, {"teacher_args": {"num_classes": 3, "width": 8}, "teacher_checkpoint": str(tmp_path / "b.pth")},
+    ]  # fmt: skip
+    torch.save(build_model("cifar_resnet8", num_classes=3, width=8).state_dict(), tmp_path / "b.pth")
+    p.cache_teacher_features, folders = True, set()
+    for change in changes:
+        q = SimpleNamespace(**vars(p) | change)
+        loader, views, frozen = images.build_loader(q, regime="full"), images.build_views(q), teacher.open_teacher(q)
+        folders.add(teacher.build_answers(q, frozen, loader, views).store.folder)
+    assert len(folders) == len(changes)
+
+
+def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
+    p.cache_teacher_features = True
+    known = teacher.open_teacher(p)
+    (path,) = (tmp_path / "answers/known_teachers").iterdir()
+    path.write_text(path.read_text().replace(known.fingerprint, "0" * 64))
+    with pytest.raises(ValueError, match="has other weights than when its answers were stored"):
+        teacher.open_teacher(p).load()
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"teacher_views": None}, "cache_teacher_features is true, but with augmentation simple every epoch has new views"),
+        ({"use_cached": False}, "cache_teacher_features is true, but use_cached is false"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_with_the_ways_out(p, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        teacher.open_teacher(SimpleNamespace(**vars(p) | {"cache_teacher_features": True} | changes))
+
+
+def test_a_disk_without_room_is_said_before_anything_is_asked(p, monkeypatch):
+    p.cache_teacher_features = True
+    monkeypatch.setattr(teacher.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    loader, views, frozen = images.build_loader(p, regime="full"), images.build_views(p), teacher.open_teacher(p)
+    with pytest.raises(CacheError, match="but its disk has 1 kB free; choose another teacher_feature_dir"):
+        teacher.build_answers(p, frozen, loader, views)
+
+
+def test_images_on_the_device_train_to_the_same_weights(p, tmp_path, monkeypatch):
+    expected, weights = run(p, tmp_path, "shards")
+    made = []
+    monkeypatch.setattr(images, "DeviceLoader", lambda *a, **k: made.append(1) or DeviceLoader(*a, **k))
+    losses, got = run(p, tmp_path, "device", cache_on_device="true")
+    assert made and losses == expected and all(torch.equal(got[name], weights[name]) for name in weights)
