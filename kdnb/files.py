@@ -68,9 +68,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], T]) -> T:
     return result
 
 
-def remove_temporary(folder: str | Path) -> list[str]:
-    """Remove what a killed process left half written in `folder`; returns the names."""
-    leftover = sorted(path for path in Path(folder).glob(".*.tmp") if path.is_file())
+def remove_temporary(folder: str | Path, *, of: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """Remove what a killed process left half written in `folder`, where `of(name of the file)` says so; returns the names."""
+    found = (path for path in Path(folder).glob(".*.tmp") if path.is_file())
+    leftover = sorted(path for path in found if of(path.name[1:].removesuffix(".tmp").rsplit(".", 1)[0]))
     for path in leftover:
         path.unlink()
     return [path.name for path in leftover]

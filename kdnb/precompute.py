@@ -8,6 +8,7 @@ moment goes on where it stopped, and ends with the bytes that an undisturbed run
 import contextlib
 import itertools
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from kdnb.data.decode import RESIZE_MODES, UnreadableImage, decode_all
+from kdnb.data.parts import all_entries, check_parts, remove_lists, write_part
 from kdnb.data.shards import STORAGE_DTYPES, write_index, write_shard
 from kdnb.data.stored import CacheError, cache_facts, check_space, covered, only_writer, stored_shards, writing
 from kdnb.data.views import normalise
@@ -41,6 +43,8 @@ def precompute(
     num_workers: int = 0,
     on_unreadable: str = "skip",
     verify: bool = False,
+    part: int = 0,
+    parts: int = 1,
     progress=None,
 ) -> dict:
     """Fill `cache_dir` with the images of `source`, or go on filling it, and return the cache's index.
@@ -55,6 +59,8 @@ def precompute(
         on_unreadable: `skip` leaves out images that cannot be decoded, logs them and lists their ids in the index;
             `refuse` stops at the first.
         verify: compare the checksums of all stored shards and make altered ones again; sizes are always compared.
+        part, parts: make only every `parts`-th shard, from number `part` on; other jobs make the others, at any time and on
+            any machine that shares the folder (see `kdnb.data.parts`).
         progress: object with `update(done, total=, images_per_second=, seconds_left=, bytes_written=)`.
 
     Raises:
@@ -67,19 +73,22 @@ def precompute(
     _check_count("num_workers", num_workers, 0)
     _check_count("max_samples", max_samples, 1, none="all")
     _check_count("permutation_seed", permutation_seed, 0, none="the source's own order")
+    check_parts(Path(cache_dir), part, parts)
     _check_choice("storage", storage, tuple(STORAGE_DTYPES))
     _check_choice("resize", resize, RESIZE_MODES)
     _check_choice("on_unreadable", on_unreadable, ("skip", "refuse"))
     if source.num_images is None and permutation_seed is not None:
         raise ValueError(f"permutation_seed is {permutation_seed}, but {source.name} is streamed in its own order; leave it out.")
+    if source.num_images is None and parts > 1:
+        raise ValueError(f"parts is {parts}, but {source.name} is streamed, and its shards are made in turn; leave it out.")
     settings = {"image_size": image_size, "resize": resize, "storage": storage, "shard_size": shard_size}
     facts = cache_facts(source, permutation_seed=permutation_seed, **settings)
     folder = Path(cache_dir)
-    with only_writer(folder):
+    with only_writer(folder, part if parts > 1 else None):
         with writing(folder):
-            remove_temporary(folder)
-        facts, index, entries = stored_shards(folder, source, facts, verify=verify)
-        cache = _Cache(source, folder, facts, index, entries, max_samples)
+            remove_temporary(folder, of=lambda name: parts == 1 or _owner(name, parts) == part)
+        facts, index, entries = stored_shards(folder, source, facts, verify=verify, mine=lambda n: n % parts == part)
+        cache = _Cache(source, folder, facts, index, entries, max_samples, part, parts)
         if cache.total is None or cache.missing():
             space = cache.check_space()
             if progress is not None:  # somebody watches
@@ -90,9 +99,11 @@ def precompute(
             with contextlib.closing(decode_all(items, image_size, resize, num_workers=num_workers)) as decoded:
                 for number, images in itertools.groupby(decoded, key=lambda image: image[0][0] // shard_size):
                     cache.store(number, images, on_unreadable, report)
-            cache.note_end()
+            if parts == 1:
+                cache.note_end()
         cache.save()
-    if not any(entry["rows"] for entry in cache.entries.values()):
+        cache.complete()
+    if parts == 1 and not any(entry["rows"] for entry in cache.entries.values()):
         none = "none of which could be read; the log says why" if cache.total else "so there is nothing to store"
         raise ValueError(f"{source.name} holds {cache.total} images, {none}.")
     return cache.index()
@@ -102,11 +113,15 @@ class _Cache:
     """The cache on the disk: what is to be stored, and what is stored so far.
 
     Attributes:
-        entries: complete shards by number. total: images to store, known: images in the source; None while nobody knows.
+        entries: complete shards by number (of several jobs: of this one, and in the index). total: images to store, known:
+            images in the source; None while nobody knows.
     """
 
-    def __init__(self, source, folder: Path, facts: dict, index: dict | None, entries: dict, max_samples: int | None):
-        self.source, self.folder, self.facts, self._on_disk = source, folder, facts, index
+    def __init__(
+        self, source, folder: Path, facts: dict, index: dict | None, entries: dict, max_samples: int | None, part: int, parts: int
+    ):
+        self.source, self.folder, self.facts, self._on_disk, self._listed = source, folder, facts, index, None
+        self.part, self.parts = part, parts
         self.known = source.num_images if source.num_images is not None else (index or {}).get("source_images")
         self.total = min((limit for limit in (self.known, max_samples) if limit is not None), default=None)
         self.entries = entries
@@ -124,8 +139,12 @@ class _Cache:
         return size if self.total is None else min(size, self.total - number * size)
 
     def missing(self) -> list[int]:
-        """Shards still to be made; only where the total is known."""
-        return [n for n in range(-(-self.total // self.facts["shard_size"])) if n not in self.entries]
+        """Shards still to be made by this job; only where the total is known."""
+        mine = range(self.part, self._count(), self.parts)
+        return [n for n in mine if n not in self.entries]
+
+    def _count(self) -> int:
+        return -(-self.total // self.facts["shard_size"])
 
     def stored_until(self) -> int:
         """The position after the last one stored."""
@@ -136,11 +155,29 @@ class _Cache:
         return {**self.facts, "num_images": self.total, "source_images": self.known, "shards": shards}
 
     def save(self):
-        """Bring the index on the disk up to date."""
+        """Bring the index on the disk up to date, or this job's list."""
+        if self.parts > 1:
+            if self.index() != self._listed and (self._on_disk is None or self.missing()):
+                with writing(self.folder):
+                    write_part(self.folder, self.part, self.parts, self.index())
+                self._listed = self.index()
+            return
         if self.index() != self._on_disk and (self.entries or self._on_disk):
             with writing(self.folder):
                 write_index(self.folder, self.index())
             self._on_disk = self.index()
+
+    def complete(self):
+        """Of several jobs, the last one writes the index. A job that makes everything leaves no lists of others behind."""
+        if self.parts == 1:
+            remove_lists(self.folder)
+            return
+        found = self.entries | all_entries(self.folder, self.parts)
+        found = {n: entry for n, entry in found.items() if covered(entry) == self.planned(n)}
+        if len(found) == self._count():
+            self.entries, self.parts = found, 1
+            self.save()
+            remove_lists(self.folder)
 
     def check_space(self) -> str:
         """A sentence on what is to come; CacheError where the folder cannot be written, or its disk cannot hold that."""
@@ -235,6 +272,12 @@ def _floats(images: torch.Tensor, facts: dict) -> torch.Tensor:
     for begin in range(0, len(images), 64):  # in pieces: a shard's worth of float32 is more than a gigabyte
         stored[begin : begin + 64] = normalise(images[begin : begin + 64], facts["mean"], facts["std"])
     return stored
+
+
+def _owner(name: str, parts: int) -> int | None:
+    """The job that writes the file `name`; None for what is nobody's own."""
+    found = re.search(r"_(?:shard|part)_(\d+)", name)
+    return int(found[1]) % parts if found else None
 
 
 def _check_count(name: str, value: object, low: int, *, none: str | None = None):

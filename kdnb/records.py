@@ -32,19 +32,34 @@ class Clock:
         return lap
 
 
-def finite_means(parts: list[dict[str, torch.Tensor]], samples: list[int], step: int) -> dict[str, float]:
-    """Means of the named parts over a step's batches of so many `samples`, fetched from the device at once."""
-    names = list(parts[0])
-    table = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts])
-    weights = torch.tensor(samples, dtype=table.dtype, device=table.device) / sum(samples)
-    means = (weights @ table).tolist()
+def total_means(
+    parts: list[tuple[float, dict[str, torch.Tensor]]], times: dict[str, float], stop: bool, step: int, accelerator
+) -> tuple[dict[str, float], bool]:
+    """(means of a step over all ranks: of the named parts by their weights, and of `times`; whether any rank wants to stop).
+
+    Args:
+        parts: (share of the step's samples, values) of each batch of this rank; all shares of all ranks make 1.
+
+    Raises:
+        FloatingPointError: on every rank, where a part is not finite on one.
+    """
+    names = list(parts[0][1])
+    table = torch.stack([torch.stack([values[name].float() for name in names]) for _, values in parts])
+    # A rank that got nothing to do computed something on a borrowed sample, which may be anything.
+    kept = [number for number, (weight, _) in enumerate(parts) if weight > 0]
+    weights = torch.tensor([parts[number][0] for number in kept], dtype=table.dtype, device=table.device)
+    sums = torch.cat([weights @ table[kept], torch.tensor([*times.values(), float(stop)], device=table.device)])
+    if accelerator is not None and accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums, "sum")
+        sums[len(names) : -1] /= accelerator.num_processes
+    means, *rest = sums[: len(names)].tolist(), *sums[len(names) :].tolist()
     wrong = [name for name, mean in zip(names, means, strict=True) if not math.isfinite(mean)]
     if wrong:
         raise FloatingPointError(
             f"{', '.join(wrong)} is not finite at step {step}; lower learning_rate, set clip_grad_norm or use "
             "mixed_precision no. The last checkpoint holds the weights from before."
         )
-    return dict(zip(names, means, strict=True))
+    return dict(zip(names, means, strict=True)) | dict(zip(times, rest[:-1], strict=True)), rest[-1] > 0
 
 
 def merge(records: list[dict]) -> dict:

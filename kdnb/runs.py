@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdnb import ranks
 from kdnb.files import write_atomically
 
 # Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
 # comparison grows.
-_FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints", "parallel_runs"}
-_FREE |= {"seeds", "regimes", "baseline"}
+_FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints", "parallel_runs", "cache_on_device"}
+_FREE |= {"tour_steps", "seeds", "regimes", "baseline"}
 
 
 def project_root() -> Path:
@@ -70,14 +71,14 @@ class Run:
     """
 
     def __init__(self, name: str | None, parameters: dict, *, prefix: str = "run", outputs: str | Path = "outputs"):
-        self.name = name or f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}"
+        self.name = ranks.agree(name or f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
         self.folder = anchored(outputs) / self.name
         self.parameters = parameters
-        config = self.read("config.json")
+        config = ranks.agree(self.read("config.json"))
         self.resumed = config is not None
         if config is None:
             for part in ("checkpoints", "figures"):
-                (self.folder / part).mkdir(parents=True, exist_ok=True)
+                (self.folder / part).mkdir(parents=True, exist_ok=True)  # by every rank: it is there then, on any file system
             self.write("config.json", {"notebook": prefix, "parameters": parameters, **_circumstances()})
         else:
             self._check_same(config["parameters"])
@@ -109,14 +110,17 @@ class Run:
             raise ValueError(f"{path} is broken ({error}); delete the folder and run again.") from None
 
     def write(self, name: str, content):
-        """Write a JSON file of the run, atomically."""
+        """Write a JSON file of the run, atomically; of several ranks, rank 0 does."""
+        if ranks.rank() > 0:
+            return
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / name, lambda file: file.write(text.encode()))
 
     def save_figure(self, name: str, figure) -> Path:
         """Write a matplotlib figure to figures/<name>.png."""
         path = self.folder / "figures" / f"{name}.png"
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        if ranks.rank() == 0:
+            figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
     def checkpoints(self) -> list[Path]:
@@ -124,7 +128,9 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step_*.pt"))
 
     def save_checkpoint(self, step: int, state: dict, *, keep: int | None = None):
-        """Write checkpoints/step_<step>.pt atomically, then delete all but the newest `keep`."""
+        """Write checkpoints/step_<step>.pt atomically, then delete all but the newest `keep`; of several ranks, rank 0 does."""
+        if ranks.rank() > 0:
+            return
         path = self.folder / "checkpoints" / f"step_{step:08d}.pt"
         write_atomically(path, lambda file: torch.save(state, file))
         for old in self.checkpoints()[: -keep if keep else 0]:

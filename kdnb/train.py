@@ -2,6 +2,9 @@
 
 A step is: batch, views, teacher, student, loss, backward, update. Whatever is periodic (records, checkpoints, lines) stands
 outside it. Killed anywhere and started again with the same run, it ends on a CPU with bitwise the same weights.
+
+Several processes (`kdnb.ranks`) share each batch: a step's samples, loss and gradient are those of one process, whatever their
+number, and a run may go on with another one. Rank 0 writes. Metrics are sums over all ranks.
 """
 
 import math
@@ -12,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdnb import ranks
 from kdnb.checkpoint import pack, restore
+from kdnb.preempt import Preempted, watching
 from kdnb.progress import Display
-from kdnb.records import Clock, epoch_line, finite_means, merge
+from kdnb.records import Clock, epoch_line, merge, total_means
 from kdnb.runs import Run, set_seed
 from kdnb.schedules import cosine_with_warmup
 
@@ -43,6 +48,7 @@ def train(
     save_model: Callable[[nn.Module, Path], None] | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     patience: int | None = None,
+    batch_norm: str = "local",
 ) -> dict:
     """Train `student` to imitate `teacher` on the batches of `loader`.
 
@@ -61,15 +67,20 @@ def train(
         validate: called as `validate(student)` after each epoch, returns named numbers, among them "val_loss" or
             "val_accuracy"; the latter, if it is there, decides which epoch is best. Without it the mean training loss does.
         patience: stop after so many epochs in a row that were no better than the best one; None never stops early.
+        batch_norm: statistics over a rank's part of the batch (`local`), or over all of it (`sync`, on GPUs).
 
     Returns:
         {"steps": [...], "epochs": [...]}, as written to history.json.
 
     Raises:
         FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
-        ValueError: hardware without the precision asked for, or a warm-up longer than training.
+        ValueError: hardware without the precision asked for, a warm-up longer than training, a batch that the processes
+            cannot share equally, processes that read different data.
+        Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written.
     """
     accelerator = _accelerator(mixed_precision, loader.device)
+    loader.split(accelerator.process_index, accelerator.num_processes)
+    ranks.require_same("the data", loader.identity)
     set_seed(seed)
     accumulation = gradient_accumulation_steps
     total_steps = sum(math.ceil(loader.num_batches(epoch) / accumulation) for epoch in range(epochs))
@@ -78,15 +89,17 @@ def train(
     optimizer = torch.optim.AdamW(_parameter_groups(student, weight_decay), lr=learning_rate)
     if compile_student:
         student.compile()
-    model, optimizer = accelerator.prepare(student, optimizer)
+    model = _Views(_synchronised(student, batch_norm, accelerator))
+    model, optimizer = accelerator.prepare(model, optimizer)
     at = restore(run, student, optimizer, accelerator.scaler)
+    accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
     clock = Clock(accelerator.device)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
 
     def save():
         run.save_checkpoint(at.step, pack(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
 
-    with Display(total_steps, title=run.name, curve="loss") as display:
+    with Display(total_steps, title=run.name, curve="loss") as display, watching() as asked:
         while at.epoch < epochs and not (patience and _epochs_since_best(at.epochs) >= patience):
             student.train()
             num_batches = loader.num_batches(at.epoch)
@@ -104,10 +117,13 @@ def train(
                     with torch.no_grad(), accelerator.autocast():
                         answers = teacher(inputs[: views.num_global], batch)
                     with accelerator.no_sync(model) if number < size - 1 else nullcontext():
-                        outputs = [model(view) for view in inputs]
+                        outputs = model(inputs)
                         losses = loss(outputs, answers, batch.get("label"))
-                        accelerator.backward(losses["loss"] * (samples[number] / sum(samples)))
-                    parts.append({name: value.detach() for name, value in losses.items()})
+                        weight = loader.share(at.epoch, at.batch + number) / sum(samples)
+                        # Processes average their gradients, and wait for one to every output, also to those without a loss.
+                        scaled = losses["loss"] * (weight * accelerator.num_processes)
+                        accelerator.backward(scaled + _nothing(outputs, accelerator))
+                    parts.append((weight, {name: value.detach() for name, value in losses.items()}))
                 if clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm)
                 optimizer.step()
@@ -117,13 +133,16 @@ def train(
                 at.images_seen += sum(samples)
                 record = {"step": at.step, "epoch": at.epoch, "images_seen": at.images_seen, "learning_rate": rate}
                 record |= {"num_steps": 1, "num_images": sum(samples)}
-                at.pending.append(record | finite_means(parts, samples, at.step) | clock.lap())
+                means, stop = total_means(parts, clock.lap(), bool(asked.by), at.step, accelerator)
+                at.pending.append(record | means)
                 if len(at.pending) == steps_per_record or at.batch >= num_batches:
                     at.steps.append(merge(at.pending))
                     at.pending = []
                     display.update(at.step, **{name: at.steps[-1][name] for name in ("loss", "learning_rate")})
-                if save_every_steps and at.step % save_every_steps == 0 and at.batch < num_batches:
+                if at.batch < num_batches and (stop or (save_every_steps and at.step % save_every_steps == 0)):
                     save()
+                if stop and at.batch < num_batches:
+                    raise _preempted(run, asked, at)
 
             record = merge([record for record in at.steps if record["epoch"] == at.epoch])
             if validate is not None:
@@ -131,14 +150,52 @@ def train(
             print(epoch_line(record, epochs, unit=getattr(loader, "unit", "image")), flush=True)
             at.epochs.append(record)
             at.epoch, at.batch = at.epoch + 1, 0
-            if save_model is not None and _epochs_since_best(at.epochs) == 0:
+            if save_model is not None and _epochs_since_best(at.epochs) == 0 and accelerator.is_main_process:
                 save_model(student, run.folder / "best_model")
             run.write("history.json", {"steps": at.steps, "epochs": at.epochs})
             save()
-    if save_model is not None:
+            if stop and at.epoch < epochs:
+                raise _preempted(run, asked, at)
+    if save_model is not None and accelerator.is_main_process:
         save_model(student, run.folder / "final_model")
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # gives the student its own forward back
+    accelerator.wait_for_everyone()  # for the files that the others read next
+    loader.split(0, 1)
     return {"steps": at.steps, "epochs": at.epochs}
+
+
+class _Views(nn.Module):
+    """All views of a batch in one call, which is what processes synchronise."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.student = student
+
+    def forward(self, views: list) -> list:
+        return [self.student(view) for view in views]
+
+
+def _synchronised(student: nn.Module, batch_norm: str, accelerator) -> nn.Module:
+    if batch_norm == "sync" and accelerator.num_processes > 1:
+        if accelerator.device.type != "cuda":
+            raise ValueError(f"batch_norm is sync, which {accelerator.device} does not have; choose local.")
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    return student
+
+
+def _preempted(run: Run, asked, at) -> Preempted:
+    by = asked.by or "a signal to another rank"
+    return Preempted(f"{run.name} was asked to stop by {by} and wrote a checkpoint at step {at.step}; the same command goes on.")
+
+
+def _nothing(outputs: list, accelerator) -> torch.Tensor | float:
+    """0, made from every output, where several processes need a gradient of each; alone, plainly 0."""
+    if accelerator.num_processes == 1:
+        return 0.0
+    found = []
+    for output in outputs:
+        for value in output.values() if isinstance(output, dict) else [output]:
+            found += value if isinstance(value, list) else [value]
+    return sum((value.float() * 0).sum() for value in found)
 
 
 def _epochs_since_best(epochs: list[dict]) -> int:
@@ -148,7 +205,7 @@ def _epochs_since_best(epochs: list[dict]) -> int:
 
 
 def _accelerator(mixed_precision: str, device: torch.device):
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -157,8 +214,10 @@ def _accelerator(mixed_precision: str, device: torch.device):
     lacking = {"fp16": device.type != "cuda", "bf16": device.type == "cuda" and not bf16}
     if lacking.get(mixed_precision, False):
         raise ValueError(f"mixed_precision is {mixed_precision}, which {device} does not have; choose auto or no.")
+    ranks.connect()
     AcceleratorState._reset_state()  # one notebook may train twice, with different precisions
-    return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+    several = [DistributedDataParallelKwargs(find_unused_parameters=True)] if ranks.world() > 1 else []
+    return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=several)
 
 
 def _parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:

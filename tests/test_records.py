@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from kdnb.records import Clock, epoch_line, finite_means, merge
+from kdnb.records import Clock, epoch_line, merge, total_means
 
 
 def record(step, loss, *, steps=1):
@@ -29,14 +29,19 @@ def test_merging_one_changes_nothing():
 
 def test_means_over_the_batches_of_a_step():
     parts = [{"loss": torch.tensor(1.0), "cosine": torch.tensor(0.5)}, {"loss": torch.tensor(3.0), "cosine": torch.tensor(0.0)}]
-    assert finite_means(parts, [4, 4], 1) == {"loss": 2.0, "cosine": 0.25}
-    assert finite_means(parts, [3, 1], 1) == {"loss": 1.5, "cosine": 0.375}  # every example counts the same
+    times = {"data_wait_s": 0.5, "step_s": 1.5}
+    even, stop = total_means([(0.5, part) for part in parts], times, False, 1, None)
+    assert even == {"loss": 2.0, "cosine": 0.25} | times and not stop
+    uneven, stop = total_means([(0.75, parts[0]), (0.25, parts[1])], times, True, 1, None)
+    assert uneven == {"loss": 1.5, "cosine": 0.375} | times and stop  # every example counts the same
+    borrowed = {"loss": torch.tensor(math.nan), "cosine": torch.tensor(math.nan)}
+    assert total_means([(1.0, parts[0]), (0.0, borrowed)], times, False, 1, None)[0] == {"loss": 1.0, "cosine": 0.5} | times
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_named_with_its_step(bad):
     with pytest.raises(FloatingPointError, match="kl is not finite at step 7"):
-        finite_means([{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}], [4], 7)
+        total_means([(1.0, {"loss": torch.tensor(1.0), "kl": torch.tensor(bad)})], {}, False, 7, None)
 
 
 def test_the_clock_splits_waiting_from_the_rest():

@@ -118,6 +118,30 @@ class _EpochLoader:
             raise ValueError(f"max_batches is {max_batches}; an epoch needs at least one batch (None for no cap).")
         self.dataset, self.batch_size, self.max_batches, self.drop_last = dataset, batch_size, max_batches, drop_last
         self.device = torch.device(device)
+        self.rank, self.world = 0, 1
+
+    @property
+    def identity(self) -> str:
+        """What tells the data: the same on every process that reads the same."""
+        source = getattr(self.dataset, "source", None)
+        fingerprint = self.dataset.reader.index["fingerprint"] if source is None else source.fingerprint
+        return f"{fingerprint} {self.dataset.order}"
+
+    def split(self, rank: int, world: int):
+        """Read from now on only this process' part of each batch: its samples `rank`, `rank + world`, ...
+
+        Raises:
+            ValueError: processes that cannot share a batch equally.
+        """
+        if self.batch_size % world:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but {world} processes share a batch equally; choose a multiple of {world}."
+            )
+        self.rank, self.world = rank, world
+
+    def share(self, epoch: int, number: int) -> int:
+        """How many of the samples in batch `number` of `epoch` are this process' own."""
+        return len(range(self.rank, self.samples_of(epoch, number), self.world))
 
     def num_batches(self, epoch: int) -> int:
         """Batches of `epoch`, after the cap."""
@@ -146,7 +170,13 @@ class _EpochLoader:
     def _positions(self, epoch: int, start: int) -> list[np.ndarray]:
         self.dataset.set_epoch(epoch)
         positions = self.dataset.positions()
-        return [positions[k * self.batch_size :][: self.batch_size] for k in range(start, self.num_batches(epoch))]
+        whole = (positions[k * self.batch_size :][: self.batch_size] for k in range(start, self.num_batches(epoch)))
+        return [part_of(batch, self.rank, self.world) for batch in whole]
+
+
+def part_of(batch, rank: int, world: int):
+    """This process' samples of a batch; of one that is too short for all, its first sample, which then counts for nothing."""
+    return batch[rank::world] if len(batch) > rank else batch[:1]
 
 
 class BatchReader(_EpochLoader):
@@ -245,7 +275,8 @@ class WorkerLoader(_EpochLoader):
         """The batches of `epoch` from batch number `start` on."""
         self.dataset.set_epoch(epoch)
         samples, size = self.num_samples(epoch), self.batch_size
-        self._plan.batches = [range(k, min(k + size, samples)) for k in range(start * size, samples, size)]
+        whole = (range(k, min(k + size, samples)) for k in range(start * size, samples, size))
+        self._plan.batches = [part_of(batch, self.rank, self.world) for batch in whole]
         for batch in self._loader:
             yield _to_device(batch, self.device)
 

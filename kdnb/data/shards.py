@@ -124,7 +124,14 @@ def rebuild_index(folder: str | Path) -> dict:
 
 
 def verify(folder: str | Path) -> list[Fault]:
-    """Every fault of the cache in `folder`: reads all of it and compares checksums, rows and fingerprints."""
+    """Every fault of the cache in `folder`: reads all of it and compares checksums, rows and fingerprints.
+
+    Where several jobs still fill it and there is no index yet, what they have not made.
+    """
+    from kdnb.data.parts import missing  # which needs this module
+
+    if (unmade := missing(folder)) is not None:
+        return unmade
     index = read_index(folder)
     checks = (check_shard(folder, entry, index["fingerprint"]) for entry in index["shards"])
     return [fault for fault in checks if fault is not None]

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdnb.data.shards import (
@@ -62,10 +62,13 @@ def cache_facts(
     return facts | {"fingerprint": _fingerprint(facts, source)}
 
 
-def stored_shards(folder: Path, source, facts: dict, *, verify: bool) -> tuple[dict, dict | None, dict[int, dict]]:
+def stored_shards(
+    folder: Path, source, facts: dict, *, verify: bool, mine: Callable[[int], bool] = lambda number: True
+) -> tuple[dict, dict | None, dict[int, dict]]:
     """(facts, index as it is on the disk or None, entries of whole shards by number) of the cache in `folder`.
 
-    The facts returned keep the name under which the source was first read, so that new shards match the old ones.
+    Shards that are not `mine` are another job's: of those only the index counts. The facts returned keep the name under
+    which the source was first read, so that new shards match the old ones.
 
     Raises:
         ValueError: the folder holds shards of another source or of other preprocessing.
@@ -83,7 +86,7 @@ def stored_shards(folder: Path, source, facts: dict, *, verify: bool) -> tuple[d
     entries, faults, altered = {}, {}, set()
     for entry in index["shards"] if index else []:
         number, fault = entry["number"], quick_fault(folder, entry)
-        if fault is None and verify:
+        if fault is None and verify and mine(number):
             fault = check_shard(folder, entry, facts["fingerprint"])
             altered |= {number} if fault else set()
         if fault is None:
@@ -91,7 +94,7 @@ def stored_shards(folder: Path, source, facts: dict, *, verify: bool) -> tuple[d
         else:
             faults[number] = fault
     for number, path in find_shards(folder).items():
-        if number in entries or number in altered:
+        if number in entries or number in altered or not mine(number):
             continue
         try:  # a kill between a shard and its index leaves it unlisted, but whole
             entry, meta = adopt_shard(path)
@@ -113,10 +116,17 @@ def covered(entry: dict) -> int:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Make `folder`, and hold it for this process: whoever else wants to fill it waits. A killed process lets go."""
+def only_writer(folder: Path, part: int | None = None) -> Iterator[None]:
+    """Make `folder`, and hold it for this process: whoever else wants to fill it waits. A killed process lets go.
+
+    Several jobs that fill a `part` each hold nothing: they may be on different machines, whose locks do not know each other.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if part is not None:
+        yield
+        return
+    with writing(folder):
         held = os.open(folder, os.O_RDONLY)
     try:
         try:

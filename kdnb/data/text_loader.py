@@ -5,11 +5,13 @@ sorted by length and cut into batches, and the batches are shuffled. Padding the
 at no cost in randomness that training would notice. Filling a batch of 64 texts takes about 0.2 ms, without a thread.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from kdnb.data.loader import part_of
 from kdnb.data.order import _random_words
 from kdnb.data.tokens import TokenTable
 
@@ -70,6 +72,7 @@ class TextLoader:
         self.num_rows = next(iter(sizes.values()))
         self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
         self.device, self.epoch = torch.device(device), 0
+        self.rank, self.world = 0, 1
         self._rows: tuple[int, np.ndarray] | None = None
 
     def num_batches(self, epoch: int) -> int:
@@ -87,6 +90,26 @@ class TextLoader:
             raise IndexError(f"batch {number} of an epoch of {self.num_batches(epoch)}")
         return min(self.batch_size, self.num_rows - number * self.batch_size)
 
+    @property
+    def identity(self) -> str:
+        """What tells the data: the same on every process that reads the same."""
+        facts = hashlib.sha256()
+        for name, (table, *_) in self.tables.items():
+            facts.update(name.encode() + table.offsets.tobytes() + table.ids[:100_000].tobytes())
+        return f"{facts.hexdigest()} {self.batch_size} {self.seed} {self.shuffle} {self.max_batches}"
+
+    def split(self, rank: int, world: int):
+        """Read from now on only this process' part of each batch, as `kdnb.data.loader` does."""
+        if self.batch_size % world:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but {world} processes share a batch equally; choose a multiple of {world}."
+            )
+        self.rank, self.world = rank, world
+
+    def share(self, epoch: int, number: int) -> int:
+        """How many of the samples in batch `number` of `epoch` are this process' own."""
+        return len(range(self.rank, self.samples_of(epoch, number), self.world))
+
     def set_epoch(self, epoch: int):
         """Choose the epoch (0, 1, ...) that iterating gives."""
         if epoch < 0:
@@ -103,7 +126,7 @@ class TextLoader:
         """The batches of `epoch` from batch number `start` on."""
         rows = self.rows(epoch)
         for number in range(start, self.num_batches(epoch)):
-            yield self._batch(rows[number * self.batch_size :][: self.batch_size])
+            yield self._batch(part_of(rows[number * self.batch_size :][: self.batch_size], self.rank, self.world))
 
     def rows(self, epoch: int) -> np.ndarray:
         """Rows of the whole of `epoch`, before the cap, in the order of their visit; int64 [N]."""

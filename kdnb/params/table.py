@@ -37,6 +37,9 @@ def _table() -> dict[str, Param]:
         p("on_unreadable", str, "skip unreadable images (logged, recorded in the index) or refuse them", ("precompute",),
           choices=("skip", "refuse")),
         p("verify", bool, "compare every stored shard with its checksum first", ("precompute",)),
+        p("part", int, "which part of the shards this job makes, from 0", ("precompute",), low=0),
+        p("parts", int, "jobs that share the shards; None: the processes that run this notebook together", ("precompute",), low=1,
+          optional=True),
         p("num_workers", int, "worker processes; 0: none", IMAGES, low=0, high=256),
         p("use_cached", bool, "read the shards in cache_dir; false: decode the raw images on the fly"),
         p("tour_steps", int, "steps that the tour measures each way of training for; 0: no tour", ("train_optimized",), low=0),
@@ -87,6 +90,8 @@ def _table() -> dict[str, Param]:
         p("clip_grad_norm", float, "largest gradient norm; None: no clipping", LOOPS, low=0, optional=True),
         p("mixed_precision", str, "no, bf16, fp16, or auto: bf16 where the hardware has it", LOOPS,
           choices=("auto", "no", "bf16", "fp16")),
+        p("batch_norm", str, "several processes: statistics of each one's part of a batch, or of all of it (GPUs)",
+          choices=("local", "sync")),
         p("compile_student", bool, "compile the student with torch.compile"),
         p("seed", int, "seed of initialisation, shuffling and views", ("precompute", *TRAIN, *TEXT), low=0),
         p("run_name", str, "folder below outputs (text: below outputs/student_soft_distill); the same name resumes; None: "

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
+from kdnb import ranks
 from kdnb.data.datasets import RawImageDataset
 from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits
 from kdnb.data.images import open_source
@@ -28,7 +29,7 @@ from kdnb.runs import Run, anchored, find_device, set_seed
 from kdnb.teachers import LiveTeacher
 from kdnb.train import train
 
-_BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "learning_rate": 1e-2, "label_smoothing": 0.1}
+_BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "batch_size": 48, "learning_rate": 1e-2, "label_smoothing": 0.1}
 
 
 def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
@@ -54,7 +55,8 @@ def ensure_cache(p: SimpleNamespace) -> dict:
     if p.dataset == "digits":
         source = open_source(**source_arguments(p))
         sizes = {"image_size": p.image_size, "shard_size": p.cache_shard_size, "resize": p.resize}
-        precompute(source, anchored(p.cache_dir), **sizes)
+        with ranks.rank_0_first():
+            precompute(source, anchored(p.cache_dir), **sizes)
     return read_index(anchored(p.cache_dir))
 
 
@@ -128,7 +130,7 @@ def builtin_teacher() -> Path:
     history = train(
         FeatureModel(build_model("cifar_resnet8", num_classes=10)),
         lambda views, batch: [],  # nobody teaches the teacher: it learns from labels
-        raw_batches(open_source("digits", split="train"), image_size=32, batch_size=50, shuffle="all"),
+        raw_batches(open_source("digits", split="train"), image_size=32, batch_size=48, shuffle="all"),
         views=SimpleTransform(scale=(0.7, 1.0), horizontal_flip=False, size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         loss=lambda outputs, answers, labels: {
             "loss": F.cross_entropy(outputs[0]["logits"], labels, label_smoothing=_BUILTIN_TEACHER["label_smoothing"])
@@ -248,6 +250,6 @@ def training_settings(p: SimpleNamespace) -> dict:
     """The keyword arguments of `train` that are parameters of the notebook."""
     names = (
         "epochs learning_rate weight_decay warmup_steps gradient_accumulation_steps clip_grad_norm mixed_precision "
-        "compile_student seed save_every_steps keep_checkpoints"
+        "compile_student batch_norm seed save_every_steps keep_checkpoints"
     )
     return {name: getattr(p, name) for name in names.split()} | {"save_model": save_student}

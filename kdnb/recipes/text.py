@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
+from kdnb import ranks
 from kdnb.data.text import Texts, missing_classes, open_texts, split_validation, stratified_rows
 from kdnb.data.text_loader import TextLoader
 from kdnb.data.tokens import tokenise
@@ -212,6 +213,7 @@ def small_bert(data: Data, settings: dict) -> Path:
     """Folder of a small BERT with random weights for these texts: found, or made now."""
     key = hashlib.sha256(f"{data.pool.fingerprint} {sorted(settings.items())}".encode()).hexdigest()[:16]
     folder = anchored("outputs/small_text") / key
-    if not folder.is_dir():
-        make_small_classifier(folder, texts=data.pool.texts, classes=data.classes, **settings)
+    with ranks.rank_0_first():  # a tokenizer that is learnt twice is not quite the same
+        if not folder.is_dir():
+            make_small_classifier(folder, texts=data.pool.texts, classes=data.classes, **settings)
     return folder

@@ -51,6 +51,7 @@ def p(real_data, folder) -> SimpleNamespace:
         "teacher_storage": "float16", "teacher_top_k": None, "cache_on_device": "false", "epochs": EPOCHS,
         "max_steps_per_epoch": STEPS, "batch_size": 64, "gradient_accumulation_steps": 1, "learning_rate": 2e-3,
         "weight_decay": 0.05, "warmup_steps": 50, "clip_grad_norm": 1.0, "mixed_precision": "no", "compile_student": False,
+        "batch_norm": "local",
         "seed": 0, "save_every_steps": None, "keep_checkpoints": 1,
     }  # fmt: skip
     return SimpleNamespace(**given)

@@ -30,7 +30,8 @@ def p(make_cache, tmp_path):
         "teacher_feature_dir": str(tmp_path / "answers"), "teacher_views": 2, "teacher_storage": "float32",
         "teacher_top_k": None, "cache_on_device": "auto", "epochs": 10, "max_steps_per_epoch": 5, "batch_size": 10,
         "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 2,
-        "clip_grad_norm": None, "mixed_precision": "no", "compile_student": False, "seed": 0, "save_every_steps": None,
+        "clip_grad_norm": None, "mixed_precision": "no", "compile_student": False,
+        "batch_norm": "local", "seed": 0, "save_every_steps": None,
         "keep_checkpoints": 1,
     }  # fmt: skip
     return SimpleNamespace(**given)

@@ -1,0 +1,112 @@
+"""Papermill for one process or many: `python -m kdnb.papermill notebooks/train_fixed.ipynb out.ipynb -p fixed_shards 25`.
+
+Alone it is papermill, with the same options. Under `python -m torch.distributed.run --nproc-per-node 8 -m kdnb.papermill …`
+each rank runs the notebook in a kernel of its own, which inherits its rank; rank 0 writes `out.ipynb`, the others keep theirs
+(`out.rank3.ipynb`) only when they fail.
+
+A rank that fails says so and ends with an error, upon which torch.distributed.run ends the others. SIGTERM and SIGUSR1 go on to
+the kernel, where training answers with a checkpoint (`kdnb.preempt`); the exit code is then 75: the same command goes on.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from kdnb import ranks
+
+TRY_AGAIN = 75  # the exit code of sysexits.h for what may succeed later
+_GRACE_S = 8.0  # between SIGTERM and the kernel's end: a rank whose peer died waits for it in vain
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run papermill's command line with `arguments`; returns the exit code."""
+    from click.exceptions import ClickException, Exit
+    from papermill.cli import papermill as command
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if ranks.world() == 1 and "SLURM_JOB_ID" not in os.environ:  # whose signals have to reach the kernel, too
+        return command.main(arguments, prog_name="python -m kdnb.papermill", standalone_mode=True)
+    try:
+        context = command.make_context("python -m kdnb.papermill", list(arguments))
+    except Exit as done:  # --help
+        return done.exit_code
+    except ClickException as error:
+        error.show()
+        return error.exit_code
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(context.params["output_path"] or "out.ipynb")
+        if ranks.rank() > 0:
+            os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
+            context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False}
+        code = _run(command, context)
+        written = Path(context.params["output_path"] or "")
+        if ranks.rank() > 0 and code not in (0, TRY_AGAIN) and written.is_file():
+            shutil.copyfile(written, kept.with_name(f"{kept.stem}.rank{ranks.rank()}{kept.suffix}"))
+    return code
+
+
+def _run(command, context) -> int:
+    """Execute the notebook; hand signals on to its kernel meanwhile, and turn what went wrong into a line and a code."""
+    from papermill.exceptions import PapermillExecutionError
+
+    forward = _Forward()
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        with context:
+            command.invoke(context)
+    except PapermillExecutionError as error:
+        if error.ename == "Preempted":
+            return _say(TRY_AGAIN, error.evalue)
+        return _say(1, f"{error.ename}: {error.evalue}")
+    except BaseException as error:
+        if forward.by:  # outside training nothing answers a signal: the kernel is gone, and what it wrote is whole
+            return _say(TRY_AGAIN, f"the notebook was stopped by {forward.by}; the same command goes on from its last checkpoint")
+        return _say(1, f"{type(error).__name__}: {str(error).strip() or 'the kernel died'}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        forward.timer.cancel()
+    return 0
+
+
+class _Forward:
+    """Hands signals on to the kernels, and ends them and this process when SIGTERM has not done so after a while."""
+
+    def __init__(self):
+        self.by = ""
+        self.timer = threading.Timer(float(os.environ.get("KDNB_GRACE_S", _GRACE_S)), self._end)
+        self.timer.daemon = True
+
+    def __call__(self, number: int, frame):
+        self.by = signal.Signals(number).name
+        if number == signal.SIGTERM and not self.timer.is_alive():
+            self.timer.start()
+        for kernel in _kernels():
+            kernel.send_signal(number)
+
+    def _end(self):
+        for kernel in _kernels():
+            kernel.kill()
+        _say(128 + signal.SIGTERM, "stopped by SIGTERM, to which the kernel did not answer")
+        os._exit(128 + signal.SIGTERM)
+
+
+def _kernels() -> list:
+    """The kernels that this process has started."""
+    import psutil  # comes with ipykernel
+
+    return psutil.Process().children()
+
+
+def _say(code: int, sentence: str) -> int:
+    print(f"rank {ranks.rank()} of {ranks.world()}: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

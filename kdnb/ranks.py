@@ -1,0 +1,78 @@
+"""Several processes that do one piece of work: who this one is, and what they agree on.
+
+`torch.distributed.run` starts them and says so in the environment; Accelerate connects them. Alone, everything here is a no-op.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+_TIMEOUT = timedelta(hours=2)  # one rank may train a built-in teacher, or fill a cache, while the others wait
+
+
+def rank() -> int:
+    """Number of this process among all of them, from 0."""
+    return int(os.environ.get("RANK", 0)) if world() > 1 else 0
+
+
+def world() -> int:
+    """How many processes work together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def connect():
+    """Join the process group, once; every function below that waits for others does so first."""
+    if world() > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
+
+
+def agree(value):
+    """The value that rank 0 has, on every rank (a name made from the time, say)."""
+    if world() == 1:
+        return value
+    connect()
+    import torch.distributed as dist
+
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def require_same(what: str, value):
+    """Refuse to go on where ranks have different values of `what`: a ValueError on each of them, with who has which."""
+    if world() == 1:
+        return
+    connect()
+    import torch.distributed as dist
+
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    if any(other != values[0] for other in values):
+        odd = next(number for number, other in enumerate(values) if other != values[0])
+        raise ValueError(f"{what} is {values[0]!r} on rank 0 but {values[odd]!r} on rank {odd}; every process must read the same "
+                         "files: put them on a disk that all of them share.")  # fmt: skip
+
+
+def wait():
+    """Wait until every rank is here."""
+    if world() > 1:
+        connect()
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def rank_0_first() -> Iterator[None]:
+    """Let rank 0 do the block alone, then the others, who find what it made."""
+    if rank() > 0:
+        wait()
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            wait()

@@ -1,0 +1,82 @@
+"""What the processes of tests/test_ranks.py do: `python -m torch.distributed.run --nproc-per-node N tests/rank_training.py …`."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from training import Net, frozen_teacher, mse
+
+from kdnb import ranks
+from kdnb.data.loader import build_pretraining_dataloader
+from kdnb.data.text_loader import TextLoader
+from kdnb.data.tokens import TokenTable
+from kdnb.data.views import SimpleTransform
+from kdnb.runs import Run, set_seed
+from kdnb.train import train
+
+
+def images(cache: Path, out: Path, **changes):
+    """A plain net on a cache: losses per step and the ids of each step, on this rank."""
+    settings = {"batch_size": 4, "epochs": 3, "name": "images", "gradient_accumulation_steps": 1} | changes
+    name, batch_size = settings.pop("name"), settings.pop("batch_size")
+    stop_at = settings.pop("stop_at", None)
+    set_seed(0)
+    student, teacher, seen = Net(plain=True), frozen_teacher(), []
+
+    def watch(views, batch):
+        seen.append(batch["id"].tolist())
+        if stop_at is not None and ranks.rank() == ranks.world() - 1 and len(seen) == stop_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return teacher(views, batch)
+
+    order = {"shuffle": "all", "gradient_accumulation_steps": settings["gradient_accumulation_steps"]}
+    loader = build_pretraining_dataloader(cache_dir=cache, batch_size=batch_size, reuse_buffers=True, **order)
+    views = SimpleTransform(size=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    settings |= {"learning_rate": 1e-2, "warmup_steps": 2, "mixed_precision": "no"}
+    history = train(student, watch, loader, views=views, loss=mse, run=Run(name, {}, outputs=out), **settings)
+    sums = [weight.sum().item() for weight in student.parameters()]
+    return {"losses": [record["loss"] for record in history["steps"]], "seen": seen, "weights": sums}
+
+
+def texts(out: Path):
+    """14 texts in batches of 4 on up to 4 processes: the last batch of 2 leaves some with nothing, and one group is short."""
+    set_seed(0)
+    student = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Linear(4, 1))
+    rows = TokenTable(torch.arange(14).numpy(), torch.arange(15).numpy())
+    loader = TextLoader({"text": (rows, 0, "right")}, None, batch_size=4)
+    views = lambda tokens, ids, epoch: [tokens["input_ids"].float() / 14]  # noqa: E731
+    views.num_global = 1
+    history = train(
+        student, lambda views, batch: [], loader, views=views, run=Run("texts", {}, outputs=out), epochs=2, learning_rate=0.1,
+        loss=lambda outputs, answers, labels: {"loss": (outputs[0] - 3).square().mean()}, mixed_precision="no",
+        gradient_accumulation_steps=3,
+    )  # fmt: skip
+    return {"losses": [r["loss"] for r in history["steps"]]}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    cache, out, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if what == "all":
+        found = {"images": images(cache, out), "accumulated": images(cache, out, name="a", gradient_accumulation_steps=2)}
+        found["texts"] = texts(out)
+        found["name"] = Run(None, {}, outputs=out).name
+        try:
+            images(cache, out, name="odd", batch_size=ranks.world() + 1 if ranks.world() > 1 else 4)
+        except ValueError as error:
+            found["odd"] = str(error)
+        try:
+            ranks.require_same("the cache", "a" if ranks.rank() == 0 else "b")
+        except ValueError as error:
+            found["different"] = str(error)
+    elif what == "stop":
+        try:
+            images(cache, out, name="stopped", stop_at=7)
+        except Exception as error:
+            found = {"stopped": f"{type(error).__name__}: {error}"}
+    elif what == "go on":
+        found = images(cache, out, name="stopped")
+    (out / f"{what}_{ranks.world()}_{ranks.rank()}.json").write_text(json.dumps(found))

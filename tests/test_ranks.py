@@ -1,0 +1,73 @@
+"""Several processes train as one does: the same samples per step, the same losses, resumable at another number."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def launch(count: int, cache, out, what: str) -> list[dict]:
+    """What each of `count` processes found; the processes' output is the error's text."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count > 1 else []
+    if count == 1:
+        command = [sys.executable]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "KDNB_PROGRESS": "none"}
+    command += [HERE / "rank_training.py", cache, out, what]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return [json.loads((out / f"{what}_{count}_{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    from conftest import write_cache
+
+    folder = tmp_path_factory.mktemp("ranks") / "cache"
+    write_cache(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(cache, tmp_path_factory) -> dict[int, list[dict]]:
+    """What 1, 2 and 4 processes found."""
+    return {count: launch(count, cache, tmp_path_factory.mktemp(f"ranks{count}"), "all") for count in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("what", ["images", "accumulated", "texts"])
+def test_losses_are_those_of_one_process(found, count, what):
+    alone = found[1][0][what]["losses"]
+    for rank in found[count]:
+        assert rank[what]["losses"] == pytest.approx(alone, rel=1e-5)
+    assert len(alone) == {"images": 18, "accumulated": 9, "texts": 4}[what]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_each_step_visits_the_same_samples_and_all_ranks_end_with_the_same_weights(found, count):
+    alone, together = found[1][0]["images"], [rank["images"] for rank in found[count]]
+    for step, ids in enumerate(alone["seen"]):
+        parts = [rank["seen"][step] for rank in together]
+        assert sorted(sum(parts, [])) == sorted(ids) and len({len(part) for part in parts}) == 1
+    assert all(rank["weights"] == together[0]["weights"] for rank in together)
+    assert together[0]["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-5)
+
+
+def test_ranks_agree_on_a_name_and_refuse_what_they_cannot_share(found):
+    assert len({rank["name"] for rank in found[4]}) == 1
+    for rank in found[4]:
+        assert rank["odd"] == "batch_size is 5, but 4 processes share a batch equally; choose a multiple of 4."
+        assert rank["different"].startswith("the cache is 'a' on rank 0 but 'b' on rank 1; every process")
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_number_goes_on(cache, tmp_path, found):
+    for rank in launch(2, cache, tmp_path, "stop"):
+        assert rank["stopped"].startswith("Preempted: stopped was asked to stop by")
+        assert "wrote a checkpoint at step 7; the same command goes on" in rank["stopped"]
+    resumed = launch(1, cache, tmp_path, "go on")[0]
+    assert resumed["losses"] == pytest.approx(found[1][0]["images"]["losses"], rel=1e-5)
