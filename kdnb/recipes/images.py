@@ -242,8 +242,9 @@ def save_student(student: Student, folder: Path):
 
 
 def write_run_cards(run: Run):
-    """Write the model card into the run's model folders; the run must be finished."""
-    write_cards(run.folder, run.read("config.json"), run.read("summary.json"))
+    """Write the model card into the run's model folders; the run must be finished. Of several ranks, rank 0 does."""
+    if ranks.rank() == 0:
+        write_cards(run.folder, run.read("config.json"), run.read("summary.json"))
 
 
 def training_settings(p: SimpleNamespace) -> dict:
