@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         kept = Path(context.params["output_path"] or "out.ipynb")
         if ranks.rank() > 0:
             os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
-            context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False}
+            context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False, "log_output": False}
         code = _run(command, context)
         written = Path(context.params["output_path"] or "")
         if ranks.rank() > 0 and code not in (0, TRY_AGAIN) and written.is_file():

@@ -99,6 +99,7 @@ def _table() -> dict[str, Param]:
         p("save_every_steps", int, "checkpoint every so many steps, beside one per epoch; None: epochs only",
           (*TRAIN, *TEXT), low=1,
           optional=True),
+        p("processes", int, "processes of this machine that train, followed from the notebook", TRAIN, low=1, high=64),
         p("keep_checkpoints", int, "how many checkpoints to keep; None: all", (*TRAIN, *TEXT), low=1, optional=True),
         p("regimes", str, "sampling regimes to compare: full, random_samples, random_shards, dealt, fixed",
           ("compare_regimes",)),

@@ -83,7 +83,7 @@ def plan_runs(p: SimpleNamespace, name: str) -> list[Planned]:
             if regime != "full":
                 extra = extra | {"random_subset_seed": seed}
             run = {"seed": seed, "run_name": f"{name}/{regime}_seed{seed}", "max_steps_per_epoch": steps, "eval_split": None}
-            run |= {"save_every_steps": None, "keep_checkpoints": None}  # a checkpoint at the end of every epoch, all kept
+            run |= {"processes": 1, "save_every_steps": None, "keep_checkpoints": None}  # a checkpoint an epoch, all kept
             planned.append(Planned(regime, seed, notebook, shared | extra | run))
     return planned
 

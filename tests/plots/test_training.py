@@ -220,3 +220,11 @@ def test_a_notebook_shows_a_figure_once(tmp_path):
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     outputs = json.loads((tmp_path / "out.ipynb").read_text())["cells"][-1]["outputs"]
     assert ["image/png" in output.get("data", {}) for output in outputs] == [True]
+
+
+def test_step_parts_stack_the_wait_on_the_step():
+    rows = {"raw": {"step_ms": 30.0, "wait_ms": 10.0}, "shards": {"step_ms": 19.0, "wait_ms": 1.0}}
+    axes = plots.step_parts(rows).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [30, 19, 10, 1] and [bar.get_x() for bar in axes.patches[2:]] == [30, 19]
+    assert [text.get_text() for text in axes.texts] == ["40 ms, 25% waiting", "20 ms, 5% waiting"]
+    assert "shards: 2.0 times as fast as raw" in axes.get_title(loc="left")

@@ -1,0 +1,34 @@
+"""The tour measures every way it is given, and says which one this machine lacks."""
+
+import os
+
+import pytest
+
+from kdnb.recipes import tour
+
+
+def test_every_way_is_measured_on_the_same_images(p):
+    p.image_size, p.cache_shard_size = 8, 20
+    ways = {name: changes for name, changes in tour.WAYS.items() if "compile_student" not in changes}
+    found = tour.take_tour(p, steps=3, rounds=2, ways=ways)
+    assert list(found) == list(ways) and len(found) == 5
+    for row in found.values():
+        assert row["step_ms"] > 0 and row["wait_ms"] >= 0
+        assert row["images_per_s"] == pytest.approx(1000 * p.batch_size / (row["step_ms"] + row["wait_ms"]))
+    assert "KDNB_PROGRESS" not in os.environ or os.environ["KDNB_PROGRESS"] != "none"
+
+
+def test_a_way_that_the_machine_lacks_is_left_out_with_a_line(p, monkeypatch, capsys):
+    real = tour.train
+
+    def without_compiler(*arguments, **settings):
+        if settings["compile_student"]:
+            raise RuntimeError("no C++ compiler was found\nand more")
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(tour, "train", without_compiler)
+    found = tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}, "compiled": {"compile_student": True}})
+    assert list(found) == ["plain"] and capsys.readouterr().out == "compiled: not here (no C++ compiler was found)\n"
+    monkeypatch.setattr(tour, "train", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}})
