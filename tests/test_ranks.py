@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from caches import write_cache
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,8 +27,6 @@ def launch(count: int, cache, out, what: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    from conftest import write_cache
-
     folder = tmp_path_factory.mktemp("ranks") / "cache"
     write_cache(folder)
     return folder

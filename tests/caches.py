@@ -1,0 +1,28 @@
+"""A small cache of random images, for tests."""
+
+from pathlib import Path
+
+import torch
+
+from kdnb.data.shards import FORMAT, IMAGENET_MEAN, IMAGENET_STD, write_index, write_shard
+
+
+def write_cache(folder: Path, sizes=(10, 10, 7), *, size=4, dtype=torch.uint8, labelled=True) -> torch.Tensor:
+    """A cache with shards of `sizes` rows in `folder`; returns its images [N, 3, size, size]. Ids are 100, 101, ..."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (sum(sizes), 3, size, size), dtype=torch.uint8, generator=generator).to(dtype)
+    cache = {
+        "format": FORMAT, "fingerprint": "f", "source": "test", "image_size": size, "resize": "crop",
+        "storage": str(dtype).removeprefix("torch."), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
+        "shard_size": max(sizes), "permutation_seed": None, "classes": ["a", "b", "c"], "labelled": labelled,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, start = [], 0
+    for number, rows in enumerate(sizes):
+        ids = torch.arange(start, start + rows)
+        labels = ids % 3 if labelled else None
+        part = images[start : start + rows]
+        entries.append(write_shard(folder, number, images=part, labels=labels, ids=ids + 100, meta=cache))
+        start += rows
+    write_index(folder, cache | {"num_images": start, "shards": entries})
+    return images
