@@ -55,7 +55,8 @@ def train(
     Args:
         student: called with one view, returns what `loss` reads. Trained in place.
         teacher: called as `teacher(views, batch)` with the first `views.num_global` views, returns a list of answers.
-        loader: has `batches(epoch, start)` and `num_batches(epoch)`, and a `device` that the student is moved to.
+        loader: has `batches(epoch, start)`, `num_batches(epoch)`, `samples_of(epoch, number)` of a batch, for several processes
+            `split`, `share` and `identity` (see `kdnb.data.epochs`), and a `device` that the student is moved to.
         views: called as `views(images, ids, epoch)`, returns a list of inputs.
         loss: called as `loss(outputs, answers, labels)`, returns named parts, among them "loss", their mix.
         run: where checkpoints and history go; a run that has a checkpoint is resumed.

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from kdnb.data.loader import BatchReader, _EpochLoader
+from kdnb.data.epochs import EpochLoader
+from kdnb.data.loader import BatchReader
 from kdnb.progress import format_bytes
 
 _MARGIN = 1 << 30  # bytes of the device that stay free, for fragmentation and for others
 
 
-class DeviceLoader(_EpochLoader):
+class DeviceLoader(EpochLoader):
     """The batches of a `CachedTensorDataset` from the device's memory.
 
     Args:

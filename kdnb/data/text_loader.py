@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from kdnb.data.loader import part_of
+from kdnb.data.epochs import SharedBatches, part_of
 from kdnb.data.order import _random_words
 from kdnb.data.tokens import TokenTable
 
@@ -20,7 +20,7 @@ _SHUFFLE = 21  # a random stream apart from those of images and of choosing rows
 _SIDES = ("right", "left")
 
 
-class TextLoader:
+class TextLoader(SharedBatches):
     """The batches of every epoch; same interface as `kdnb.data.loader.BatchReader`.
 
     A batch is {name: {"input_ids": int64 [B, T], "attention_mask": int64 [B, T]} for each table, with a T of its own,
@@ -72,7 +72,6 @@ class TextLoader:
         self.num_rows = next(iter(sizes.values()))
         self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
         self.device, self.epoch = torch.device(device), 0
-        self.rank, self.world = 0, 1
         self._rows: tuple[int, np.ndarray] | None = None
 
     def num_batches(self, epoch: int) -> int:
@@ -97,18 +96,6 @@ class TextLoader:
         for name, (table, *_) in self.tables.items():
             facts.update(name.encode() + table.offsets.tobytes() + table.ids[:100_000].tobytes())
         return f"{facts.hexdigest()} {self.batch_size} {self.seed} {self.shuffle} {self.max_batches}"
-
-    def split(self, rank: int, world: int):
-        """Read from now on only this process' part of each batch, as `kdnb.data.loader` does."""
-        if self.batch_size % world:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, but {world} processes share a batch equally; choose a multiple of {world}."
-            )
-        self.rank, self.world = rank, world
-
-    def share(self, epoch: int, number: int) -> int:
-        """How many of the samples in batch `number` of `epoch` are this process' own."""
-        return len(range(self.rank, self.samples_of(epoch, number), self.world))
 
     def set_epoch(self, epoch: int):
         """Choose the epoch (0, 1, ...) that iterating gives."""

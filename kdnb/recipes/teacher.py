@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from kdnb import ranks
 from kdnb.data.answers import AnswerStore
 from kdnb.data.reader import ShardReader
 from kdnb.data.stored import CacheError
@@ -118,6 +119,8 @@ def build_answers(p: SimpleNamespace, teacher: Teacher, loader, views) -> LiveTe
 def fill_answers(p: SimpleNamespace, display) -> AnswerStore:
     """Ask the teacher about every view of every cached image, ahead of training; what is stored is not asked again.
 
+    Several ranks take the batches in turn.
+
     Args:
         display: has `update(done)`, called with views answered.
     """
@@ -132,12 +135,14 @@ def fill_answers(p: SimpleNamespace, display) -> AnswerStore:
     loader.drop_last = False
     answers, done = build_answers(p, teacher, loader, views), 0
     for epoch in range(answers.repeats):
-        for batch in loader.batches(epoch):
+        for number, batch in enumerate(loader.batches(epoch)):
             ids = batch["id"].numpy()
-            if not all(answers.store.read(ids, epoch * views.num_global + g)[1].all() for g in range(views.num_global)):
+            mine = number % ranks.world() == ranks.rank()
+            if mine and not all(answers.store.read(ids, epoch * views.num_global + g)[1].all() for g in range(views.num_global)):
                 answers(views(batch["image"], batch["id"], epoch)[: views.num_global], batch | {"epoch": epoch})
             done += len(ids) * views.num_global
             display.update(done)
+    ranks.wait()
     return answers.store
 
 
