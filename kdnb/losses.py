@@ -55,7 +55,8 @@ class DistillationLoss:
         alpha: weight of that term; the mix is alpha * term + (1 - alpha) * cross-entropy, so that alpha = 1 needs no
             labels and alpha = 0 no teacher's opinion.
         mean, std: of the teacher's features [D], for `mse`.
-        layer_weight: weight of the mean cosine loss over intermediate layers, where the answers hold "layers".
+        layer_weight: weight of the mean cosine loss over intermediate layers, and of that over patch tokens, where the answers
+            hold "layers" or "tokens".
 
     Called as `loss(students, teachers, labels)` with one answer (dict) per view. Global view i of the student is compared
     with the teacher's answer to the same view (Beyer et al. 2022, arXiv:2106.05237); a local view, which the teacher does
@@ -101,6 +102,9 @@ class DistillationLoss:
                 cosine_loss(a, b) for s, t in pairs for a, b in zip(s["layers"], t["layers"], strict=True)
             )
             parts["loss"] = parts["loss"] + self.layer_weight * parts["layers"]
+        if "tokens" in students[0] and "tokens" in teachers[0]:  # of the global views: local ones have other patches
+            parts["tokens"] = _mean(cosine_loss(s["tokens"], t["tokens"]) for s, t in zip(students, teachers, strict=False))
+            parts["loss"] = parts["loss"] + self.layer_weight * parts["tokens"]
         return parts
 
     def _term(self, student: dict, teacher: dict) -> torch.Tensor:

@@ -70,10 +70,11 @@ class CachedTeacher:
 
 
 class AnswerCodec:
-    """Answers as rows: pooled features, logits, features of further layers.
+    """Answers as rows: pooled features, logits, features of further layers, patch tokens.
 
     Args:
         feature_dim, num_classes, layer_dims: widths of the answer's parts; 0 classes where there is no head.
+        token_shape: (N, D) of the tokens, where the answer has some.
         storage: `float16` or `float32`.
         top_k: keep the k largest logits and the logarithm of the remaining probability, which is spread evenly over the
             other classes when read: exact for those k at temperature 1, and a fraction of the bytes for many classes.
@@ -83,8 +84,8 @@ class AnswerCodec:
     """
 
     def __init__(
-        self, *, feature_dim: int, num_classes: int = 0, layer_dims: Sequence[int] = (), storage: str = "float16",
-        top_k: int | None = None,
+        self, *, feature_dim: int, num_classes: int = 0, layer_dims: Sequence[int] = (), token_shape: Sequence[int] = (),
+        storage: str = "float16", top_k: int | None = None,
     ):  # fmt: skip
         if storage not in ("float16", "float32"):
             raise ValueError(f"teacher_storage is {storage!r}; allowed are float16, float32 (bfloat16 loses too much).")
@@ -97,6 +98,7 @@ class AnswerCodec:
         elif num_classes:
             parts += [("logits", kind, (num_classes,))]
         parts += [(f"layer{number}", kind, (width,)) for number, width in enumerate(layer_dims)]
+        parts += [("tokens", kind, tuple(token_shape))] if token_shape else []
         self.row, self.num_classes, self.num_layers, self.top_k = np.dtype(parts), num_classes, len(layer_dims), top_k
 
     def encode(self, answer: dict) -> np.ndarray:
@@ -109,6 +111,7 @@ class AnswerCodec:
         elif self.num_classes:
             parts["logits"] = answer["logits"]
         parts |= {f"layer{number}": layer for number, layer in enumerate(answer.get("layers", ()))}
+        parts |= {"tokens": answer["tokens"]} if "tokens" in self.row.names else {}
         rows = np.empty(len(answer["features"]), dtype=self.row)
         for name, values in parts.items():
             given = values.cpu().numpy() if values.dtype == torch.int64 else values.float().cpu().numpy()
@@ -134,6 +137,8 @@ class AnswerCodec:
             answer["logits"] = part("logits")
         if self.num_layers:
             answer["layers"] = [part(f"layer{number}") for number in range(self.num_layers)]
+        if "tokens" in self.row.names:
+            answer["tokens"] = part("tokens")
         return answer
 
 

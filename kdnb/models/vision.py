@@ -165,13 +165,16 @@ class FeatureModel(nn.Module):
         model: from `build_model`.
         layers: indices of intermediate features, as for timm's `forward_intermediates` (negative ones count from the
             end), in any order. ValueError where the model has no such layer.
+        tokens: answer with "tokens" [B, N, D], too: patch tokens of a transformer (without class and register tokens), or
+            the positions of a convolutional network's last feature map.
 
     `forward(images [B, 3, H, W])` returns {"features": [B, feature_dim]}, "logits" [B, num_classes] where there is a head,
     and "layers", a list of [B, D], pooled over space or tokens, where `layers` is not empty.
     """
 
-    def __init__(self, model: nn.Module, *, layers: Sequence[int] = ()):
+    def __init__(self, model: nn.Module, *, layers: Sequence[int] = (), tokens: bool = False):
         super().__init__()
+        self.tokens, self.token_dim = tokens, model.num_features
         count = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
         if wrong := [index for index in layers if not -count <= index < count]:
             raise ValueError(f"layers {wrong} are not in {type(model).__name__}, which has {count}; allowed is 0 to {count - 1}.")
@@ -190,6 +193,9 @@ class FeatureModel(nn.Module):
             answer["layers"] = [middle[taken.index(layer)].mean((2, 3)) for layer in self.layers]  # timm gives NCHW
         else:
             found = self.model.forward_features(images)
+        if self.tokens:
+            prefix = getattr(self.model, "num_prefix_tokens", 0)
+            answer["tokens"] = found[:, prefix:] if found.ndim == 3 else found.flatten(2).transpose(1, 2)  # from NCHW
         answer["features"] = self.model.forward_head(found, pre_logits=True)
         if self.num_classes:
             answer["logits"] = self.model.forward_head(found)
@@ -202,19 +208,24 @@ class Student(nn.Module):
     Args:
         model: from `build_model`. teacher_dim: width of the teacher's pooled features.
         layers, layer_dims: intermediate layers of the student, and the widths of the teacher's that they imitate.
+        token_dim: width of the teacher's tokens, to imitate them, too; 0 leaves them out.
 
-    `forward(images)` returns the answer of `FeatureModel` with "features" and "layers" projected, and the pooled features
-    themselves as "embedding" [B, D].
+    `forward(images)` returns the answer of `FeatureModel` with "features", "layers" and "tokens" projected, and the pooled
+    features themselves as "embedding" [B, D].
     """
 
-    def __init__(self, model: nn.Module, *, teacher_dim: int, layers: Sequence[int] = (), layer_dims: Sequence[int] = ()):
+    def __init__(
+        self, model: nn.Module, *, teacher_dim: int, layers: Sequence[int] = (), layer_dims: Sequence[int] = (),
+        token_dim: int = 0,
+    ):  # fmt: skip
         super().__init__()
         if len(layers) != len(layer_dims):
             raise ValueError(f"student_layers has {len(layers)} layers, feature_layers {len(layer_dims)}; give as many of each.")
-        self.encoder = FeatureModel(model, layers=layers)
+        self.encoder = FeatureModel(model, layers=layers, tokens=token_dim > 0)
         self.projection = nn.Linear(self.encoder.feature_dim, teacher_dim)
         widths = zip(self.encoder.layer_dims, layer_dims, strict=True)
         self.layer_projections = nn.ModuleList(nn.Linear(own, teachers) for own, teachers in widths)
+        self.token_projection = nn.Linear(self.encoder.token_dim, token_dim) if token_dim else None
 
     @property
     def model(self) -> nn.Module:
@@ -229,6 +240,8 @@ class Student(nn.Module):
         if "layers" in answer:
             pairs = zip(self.layer_projections, answer["layers"], strict=True)
             answer["layers"] = [project(features) for project, features in pairs]
+        if self.token_projection is not None:
+            answer["tokens"] = self.token_projection(answer["tokens"])
         return answer
 
 

@@ -60,6 +60,7 @@ def _table() -> dict[str, Param]:
         p("student", str, "timm model; text: a model of transformers, model folder, or builtin", LOOPS),
         p("student_args", dict, "keyword arguments of the student"),
         p("feature_layers", list, "teacher layers to imitate beside the pooled features (cosine), by index", ASKING),
+        p("teacher_tokens", bool, "imitate (and store) the teacher's patch tokens (cosine); the student needs as many", ASKING),
         p("student_layers", list, "the student's layers that imitate feature_layers"),
         p("loss", str, "what the student imitates: standardised features, their direction, or soft targets",
           choices=("mse", "cosine", "soft_targets")),

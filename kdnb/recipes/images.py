@@ -117,7 +117,8 @@ def build_teacher(p: SimpleNamespace) -> FeatureModel:
     else:
         checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
         model = build_model(_local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
-    teacher = FeatureModel(model, layers=tuple(p.feature_layers))
+    # An older run's parameters do not know of tokens; nothing but its features and logits is asked for then.
+    teacher = FeatureModel(model, layers=tuple(p.feature_layers), tokens=getattr(p, "teacher_tokens", False))
     return freeze(teacher.to(find_device()))
 
 
@@ -160,6 +161,7 @@ def build_student(p: SimpleNamespace, teacher) -> Student:
         heads = len(read_index(anchored(p.cache_dir))["classes"] or ())
     model = build_model(p.student, num_classes=heads, **p.student_args)
     layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
+    layers |= {"token_dim": teacher.token_shape[1]} if getattr(p, "teacher_tokens", False) else {}
     return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from kdnb import ranks
 from kdnb.data.answers import AnswerStore
@@ -42,6 +43,7 @@ class Teacher:
     head_is_random: bool
     num_parameters: int
     fingerprint: str
+    token_shape: tuple[int, ...] = ()  # (N, D) where tokens are imitated
     model: FeatureModel | None = None
 
     def load(self) -> FeatureModel:
@@ -72,13 +74,21 @@ def open_teacher(p: SimpleNamespace) -> Teacher:
         path = anchored(p.teacher_feature_dir) / "known_teachers" / f"{_hash(_identity(p))}.json"
         if path.exists():
             facts = json.loads(path.read_text())
-            return Teacher(p, **facts | {"layer_dims": tuple(facts["layer_dims"])})
+            return Teacher(p, **facts | {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")})
     model = images.build_teacher(p)
     facts = {name: getattr(model, name) for name in ("feature_dim", "num_classes", "layer_dims", "head_is_random")}
     facts |= {"num_parameters": count_parameters(model), "fingerprint": weights_fingerprint(model) if path else ""}
+    if p.teacher_tokens:
+        facts["token_shape"] = tuple(_tokens(model, p.image_size).shape[1:])
     if path:
-        _write_json(path, facts)
+        _write_json(path, {"token_shape": ()} | facts)
     return Teacher(p, **facts, model=model)
+
+
+@torch.no_grad()
+def _tokens(model: FeatureModel, size: int) -> torch.Tensor:
+    weight = next(model.parameters())
+    return model(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))["tokens"]
 
 
 def check_modes(p: SimpleNamespace):
@@ -148,9 +158,9 @@ def fill_answers(p: SimpleNamespace, display) -> AnswerStore:
 
 def _store(p: SimpleNamespace, teacher: Teacher, reader: ShardReader, views) -> tuple[AnswerCodec, AnswerStore]:
     shape = {"feature_dim": teacher.feature_dim, "num_classes": teacher.num_classes, "layer_dims": teacher.layer_dims}
-    codec = AnswerCodec(**shape, storage=p.teacher_storage, top_k=p.teacher_top_k)
+    codec = AnswerCodec(**shape, token_shape=teacher.token_shape, storage=p.teacher_storage, top_k=p.teacher_top_k)
     facts = {"teacher": teacher.fingerprint, "layers": p.feature_layers, "images": reader.index["fingerprint"]}
-    facts |= {"views": _describe(views), "storage": p.teacher_storage, "top_k": p.teacher_top_k}
+    facts |= {"tokens": p.teacher_tokens, "views": _describe(views), "storage": p.teacher_storage, "top_k": p.teacher_top_k}
     folder = anchored(p.teacher_feature_dir) / _hash(facts)
     repeats = views.repeats if isinstance(views, RepeatedViews) else 1
     return codec, AnswerStore(folder, reader, row=codec.row, num_views=repeats * views.num_global, facts=facts)
@@ -176,7 +186,7 @@ def _identity(p: SimpleNamespace) -> list:
     paths = [path, None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)]
     files = [file for path in paths if path is not None and path.exists() for file in _files(path)]
     stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return [p.teacher, p.teacher_args, p.feature_layers, p.image_size, version("timm"), stamps]
+    return [p.teacher, p.teacher_args, p.feature_layers, p.teacher_tokens, p.image_size, version("timm"), stamps]
 
 
 def _files(path: Path) -> list[Path]:

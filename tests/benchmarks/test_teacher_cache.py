@@ -47,6 +47,7 @@ def p(real_data, folder) -> SimpleNamespace:
         "student": "cifar_resnet8", "student_args": {},
         "feature_layers": [], "student_layers": [], "loss": "mse", "temperature": 2.0, "alpha": 1.0, "augmentation": "simple",
         "crop_scale_min": 0.5, "horizontal_flip": True, "use_local_crops": False, "local_crops_number": 2, "local_crop_size": 16,
+        "teacher_tokens": False,
         "cache_teacher_features": False, "teacher_feature_dir": str(folder / "answers"), "teacher_views": None,
         "teacher_storage": "float16", "teacher_top_k": None, "cache_on_device": "false", "epochs": EPOCHS,
         "max_steps_per_epoch": STEPS, "batch_size": 64, "gradient_accumulation_steps": 1, "learning_rate": 2e-3,

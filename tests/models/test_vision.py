@@ -224,3 +224,18 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 def test_the_projections_count_must_fit():
     with pytest.raises(ValueError, match="student_layers has 1 layers, feature_layers 2; give as many"):
         Student(build_model("cifar_resnet8"), teacher_dim=3, layers=(0,), layer_dims=(3, 4))
+
+
+@pytest.mark.parametrize(
+    "name, args, shape",
+    [("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, (4, 192)), ("cifar_resnet8", {}, (64, 64))],
+)
+def test_tokens_are_patches_or_positions(name, args, shape):
+    model = freeze(FeatureModel(build_model(name, **args), tokens=True))
+    images = torch.randn(2, 3, 32, 32)
+    answer = model(images)
+    assert answer["tokens"].shape == (2, *shape) and model.token_dim == shape[1]
+    if name == "cifar_resnet8":  # its features are the mean over positions
+        assert torch.allclose(answer["tokens"].mean(1), answer["features"], atol=1e-5)
+    student = Student(build_model("cifar_resnet8", width=4), teacher_dim=8, token_dim=5)
+    assert student(images)["tokens"].shape == (2, 64, 5)

@@ -37,6 +37,18 @@ def test_stored_answers_train_as_the_live_teacher_does(p, tmp_path, kind):
         assert all(torch.allclose(got[key].float(), weights[key].float(), rtol=1e-4, atol=1e-6) for key in weights)
 
 
+def test_stored_patch_tokens_train_as_live_ones_do(p, tmp_path):
+    """2 x 2 positions of the last feature map, 16 wide: their loss is a part of its own, live and stored."""
+    p.teacher_tokens = True
+    expected, _ = run(p, tmp_path, "live")
+    losses, _ = run(p, tmp_path, "stored", cache_teacher_features=True)
+    assert losses == pytest.approx(expected, rel=1e-6)
+    known = teacher.open_teacher(SimpleNamespace(**vars(p) | {"cache_teacher_features": True}))
+    assert known.token_shape == (4, 16) and known.model is None
+    without, _ = run(p, tmp_path, "without", teacher_tokens=False)
+    assert all(a > b for a, b in zip(expected[:1], without[:1], strict=True))
+
+
 def test_float16_answers_deviate_a_little(p, tmp_path):
     expected, _ = run(p, tmp_path, "live")
     losses, _ = run(p, tmp_path, "half", cache_teacher_features=True, teacher_storage="float16")
