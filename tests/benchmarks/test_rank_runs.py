@@ -102,10 +102,14 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_goes_on(tmp_path, runs
 
 JOB = """
 import sys
+import time
+from pathlib import Path
 from kdnb import ranks
 from kdnb.data.images import open_source
 from kdnb.precompute import precompute
-precompute(open_source(sys.argv[1]), sys.argv[2], image_size=224, shard_size=256, part=ranks.rank(), parts=ranks.world())
+source, begun = open_source(sys.argv[1]), time.monotonic()
+precompute(source, sys.argv[2], image_size=224, shard_size=256, part=ranks.rank(), parts=ranks.world())
+Path(sys.argv[2] + f"_seconds{ranks.rank()}").write_text(str(time.monotonic() - begun))
 """
 
 
@@ -120,12 +124,12 @@ def test_precompute_of_4096_photographs_by_one_and_two_processes(real_data, tmp_
         for ranks in (1, 2):
             folder = tmp_path / f"cache{ranks}"
             shutil.rmtree(folder, ignore_errors=True)
-            begun = time.monotonic()
             command = [*(RANKS if ranks == 2 else [sys.executable]), tmp_path / "job.py", tmp_path / "images", folder]
             subprocess.run(command, env=QUIET, check=True, capture_output=True)
-            seconds[ranks].append(time.monotonic() - begun)
+            each = [float((tmp_path / f"cache{ranks}_seconds{rank}").read_text()) for rank in range(ranks)]
+            seconds[ranks].append(max(each))
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / f"cache{ranks}").iterdir()} for ranks in (1, 2))
     assert one == two and len(one) == 17
     medians = {ranks: statistics.median(values) for ranks, values in seconds.items()}
     speed = {ranks: 4096 / value for ranks, value in medians.items()}
-    print(f"\none process {speed[1]:.0f} images/s, two {speed[2]:.0f}: {medians[1] / medians[2]:.2f} times as fast, with start")
+    print(f"\none process {speed[1]:.0f} images/s, two {speed[2]:.0f}: {medians[1] / medians[2]:.2f} times as fast")
