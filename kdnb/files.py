@@ -6,6 +6,7 @@ the same file, on one machine or on two, the later one wins with a whole file. C
 """
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -66,6 +67,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], T]) -> T:
     finally:
         os.close(folder)
     return result
+
+
+def write_json(path: Path, content: object, **settings):
+    """Write plain values as indented JSON, atomically."""
+    text = json.dumps(content, indent=1, **settings) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def remove_temporary(folder: str | Path, *, of: Callable[[str], bool] = lambda name: True) -> list[str]:

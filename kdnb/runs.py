@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from kdnb import ranks
-from kdnb.files import write_atomically
+from kdnb.files import write_atomically, write_json
 
 # Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
 # comparison grows.
@@ -39,6 +39,12 @@ def project_root() -> Path:
 def anchored(path: str | Path) -> Path:
     """`path`, taken from the project's root unless it is absolute."""
     return project_root() / Path(path).expanduser()
+
+
+def local_or_hub(name: str) -> str:
+    """`name` as a path from the project's root where there is such a file or folder; else as it is, for timm or the Hub."""
+    path = anchored(name)
+    return str(path) if path.exists() else name
 
 
 def find_device() -> torch.device:
@@ -113,8 +119,7 @@ class Run:
         """Write a JSON file of the run, atomically; of several ranks, rank 0 does."""
         if ranks.rank() > 0:
             return
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+        write_json(self.folder / name, content, allow_nan=False)
 
     def save_figure(self, name: str, figure) -> Path:
         """Write a matplotlib figure to figures/<name>.png."""

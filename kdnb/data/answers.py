@@ -21,7 +21,7 @@ import numpy as np
 from kdnb.data.reader import ShardReader
 from kdnb.data.shards import Fault
 from kdnb.data.stored import CacheError, writing
-from kdnb.files import write_atomically
+from kdnb.files import write_json
 
 _MAGIC = b"kdnbans1"
 _HEADER = 4096  # bytes, of which the records begin after
@@ -56,8 +56,7 @@ class AnswerStore:
         else:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(self._facts, indent=1) + "\n"
-                write_atomically(about, lambda file: file.write(text.encode()))
+                write_json(about, self._facts)
 
     def read(self, ids: np.ndarray, view: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows [B] of the structured type, present bool [B]) for images by id; what is absent is not filled in."""
@@ -76,7 +75,12 @@ class AnswerStore:
 
     def present(self, positions: np.ndarray, view: int) -> np.ndarray:
         """Which positions of the image cache have an answer to `view`, bool [N]; records only, no row is read."""
-        return self._gather(positions, view, lambda file, inside: file.records[inside] != 0)
+        found = np.zeros(len(positions), dtype=bool)
+        for shard, at, inside in self._cut(positions):
+            file = self._file(view, shard, make=False)
+            if file is not None:
+                found[at] = file.records[inside] != 0
+        return found
 
     def bytes_needed(self, positions: np.ndarray) -> int:
         """Bytes that files not made yet will take, for all views of the shards that `positions` touch."""
@@ -108,14 +112,6 @@ class AnswerStore:
             for shard in range(len(self.reader.shard_sizes)):
                 if self._path(view, shard).exists():
                     yield view, shard
-
-    def _gather(self, positions: np.ndarray, view: int, ask) -> np.ndarray:
-        found = np.zeros(len(positions), dtype=bool)
-        for shard, at, inside in self._cut(np.asarray(positions)):
-            file = self._file(view, shard, make=False)
-            if file is not None:
-                found[at] = ask(file, inside)
-        return found
 
     def _segments(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(shard, places in `ids`, rows inside the shard) for each shard that holds some of the images."""

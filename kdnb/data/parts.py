@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdnb.data.shardfile import shard_name
 from kdnb.data.shards import INDEX_FILE, Fault
-from kdnb.files import write_atomically
+from kdnb.files import write_json
 
 _NAME = re.compile(r"index_part_(\d+)_of_(\d+)\.json")
 
@@ -41,8 +41,7 @@ def read_part(folder: Path, part: int, parts: int) -> dict | None:
 
 def write_part(folder: Path, part: int, parts: int, index: dict):
     """List the shards of job `part`: an index of its own shards."""
-    text = json.dumps(index, indent=1) + "\n"
-    write_atomically(part_file(folder, part, parts), lambda file: file.write(text.encode()))
+    write_json(part_file(folder, part, parts), index)
 
 
 def all_entries(folder: Path, parts: int) -> dict[int, dict]:

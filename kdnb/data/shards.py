@@ -21,7 +21,7 @@ from kdnb.data.shardfile import (
     shard_name,
     write_shard,
 )
-from kdnb.files import sha256_of, write_atomically
+from kdnb.files import sha256_of, write_json
 
 __all__ = [  # the whole format can be had from here
     "CACHE_KEYS", "FORMAT", "IMAGENET_MEAN", "IMAGENET_STD", "STORAGE_DTYPES", "BrokenIndex", "Fault", "ShardError",
@@ -88,8 +88,7 @@ def read_index(folder: str | Path) -> dict:
 
 def write_index(folder: str | Path, index: dict):
     """Replace the index of the cache in `folder`, atomically."""
-    text = json.dumps(index, indent=1) + "\n"
-    write_atomically(Path(folder) / INDEX_FILE, lambda file: file.write(text.encode()))
+    write_json(Path(folder) / INDEX_FILE, index)
 
 
 def rebuild_index(folder: str | Path) -> dict:

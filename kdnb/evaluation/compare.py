@@ -20,6 +20,7 @@ from torch import nn
 from kdnb.evaluation.features import stratified_split
 from kdnb.evaluation.quality import agreement, expected_calibration_error
 from kdnb.files import write_atomically
+from kdnb.models.vision import count_parameters
 
 _WARM_UP, _LEAST_ROUNDS = 3, 3
 _HOTTEST = 100.0  # temperature, and its inverse the coldest: logits that are all right would ask for 0
@@ -85,7 +86,7 @@ def compare_models(
     if classes is not None and len(classes) != count:
         raise ValueError(f"classes holds {len(classes)} names, but the logits have {count} columns; give one for each.")
     found = {
-        role: {"name": side.name, "parameters": sum(p.numel() for p in side.model.parameters()), "bytes": _bytes_of(side)}
+        role: {"name": side.name, "parameters": count_parameters(side.model), "bytes": _bytes_of(side)}
         for role, side in sides.items()
     }
     if labels is not None:

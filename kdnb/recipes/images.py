@@ -25,7 +25,7 @@ from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze
 from kdnb.precompute import precompute
-from kdnb.runs import Run, anchored, find_device, set_seed
+from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.teachers import LiveTeacher
 from kdnb.train import train
 
@@ -37,13 +37,7 @@ def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
     if p.dataset is None:
         raise ValueError("dataset is None; give digits, cifar10, an image folder, Parquet, or a data set on the Hub.")
     names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
-    return {"dataset": p.dataset if p.dataset == "digits" else _local_or_hub(p.dataset), **names}
-
-
-def _local_or_hub(name: str) -> str:
-    """A path from the project's root where there is such a file or folder; otherwise a name that timm or the Hub knows."""
-    path = anchored(name)
-    return str(path) if path.exists() else name
+    return {"dataset": p.dataset if p.dataset == "digits" else local_or_hub(p.dataset), **names}
 
 
 def ensure_cache(p: SimpleNamespace) -> dict:
@@ -116,7 +110,7 @@ def build_teacher(p: SimpleNamespace) -> FeatureModel:
         model = load_model(builtin_teacher())
     else:
         checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
-        model = build_model(_local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
+        model = build_model(local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
     # An older run's parameters do not know of tokens; nothing but its features and logits is asked for then.
     teacher = FeatureModel(model, layers=tuple(p.feature_layers), tokens=getattr(p, "teacher_tokens", False))
     return freeze(teacher.to(find_device()))

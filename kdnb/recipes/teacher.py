@@ -20,8 +20,8 @@ from kdnb import ranks
 from kdnb.data.answers import AnswerStore
 from kdnb.data.reader import ShardReader
 from kdnb.data.stored import CacheError
-from kdnb.data.views import CleanTransform, RepeatedViews
-from kdnb.files import write_atomically
+from kdnb.data.views import RepeatedViews
+from kdnb.files import write_json
 from kdnb.models.fingerprint import weights_fingerprint
 from kdnb.models.vision import FeatureModel, count_parameters
 from kdnb.progress import format_bytes
@@ -62,7 +62,7 @@ class Teacher:
         key = _hash([self.fingerprint, name, about])
         path = anchored(self.p.teacher_feature_dir) / "known_teachers" / f"{name}_{key}.json"
         if not path.exists():
-            _write_json(path, compute())
+            _remember(path, compute())
         return json.loads(path.read_text())
 
 
@@ -81,7 +81,7 @@ def open_teacher(p: SimpleNamespace) -> Teacher:
     if p.teacher_tokens:
         facts["token_shape"] = tuple(_tokens(model, p.image_size).shape[1:])
     if path:
-        _write_json(path, {"token_shape": ()} | facts)
+        _remember(path, {"token_shape": ()} | facts)
     return Teacher(p, **facts, model=model)
 
 
@@ -173,8 +173,6 @@ def _describe(views) -> dict:
     if not is_dataclass(views):
         raise TypeError(f"views is a {type(views).__name__}, whose settings cannot be told.")
     settings = {name: value for name, value in asdict(views).items() if name not in _LOCAL}
-    if isinstance(views, CleanTransform):
-        settings.pop("seed", None)
     return {"class": type(views).__name__} | settings
 
 
@@ -197,6 +195,6 @@ def _hash(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _write_json(path: Path, content: object):
+def _remember(path: Path, content: object):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    write_json(path, content)

@@ -15,7 +15,7 @@ from kdnb.evaluation.compare import Side, compare_models
 from kdnb.losses import DistillationLoss
 from kdnb.models.small_text import make_small_classifier
 from kdnb.models.text import TextClassifier, explain_out_of_memory, load_classifier, save_classifier
-from kdnb.runs import Run, anchored, find_device, set_seed
+from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.teachers import CachedLogits, LiveTextTeacher
 from kdnb.train import train
 
@@ -133,7 +133,7 @@ def distil(p: SimpleNamespace, data: Data, teacher, run: Run, **changes) -> tupl
     def validate(model):
         logits = answers(p, model, data.validation)
         loss = torch.nn.functional.cross_entropy(logits, data.validation.labels).item()
-        return {"val_loss": loss, "val_accuracy": (logits.argmax(1) == data.validation.labels).double().mean().item()}
+        return {"val_loss": loss, "val_accuracy": accuracy(p, model, data.validation, logits)}
 
     settings = (
         "epochs learning_rate weight_decay warmup_steps gradient_accumulation_steps clip_grad_norm mixed_precision seed "
@@ -201,12 +201,6 @@ def model_folders(run: Run) -> list[str]:
 
 def _draw(texts: Texts, count: int | None, **how) -> Texts:
     return texts if count is None else texts.take(stratified_rows(texts.labels, count, num_rows=len(texts), **how))
-
-
-def local_or_hub(name: str) -> str:
-    """`name` as a path where there is one, from the project's root; else as it is, for the Hub."""
-    path = anchored(name)
-    return str(path) if path.exists() else name
 
 
 def small_bert(data: Data, settings: dict) -> Path:

@@ -14,8 +14,8 @@ from kdnb.knowledge import knowledge_of, require_knowledge
 from kdnb.models.fingerprint import weights_fingerprint
 from kdnb.models.text import TextClassifier, load_classifier, save_classifier, set_head
 from kdnb.models.zero_shot import label_logits
-from kdnb.recipes.text import Data, answers, build_loader, local_or_hub, small_bert, text_views
-from kdnb.runs import Run, anchored, find_device, set_seed
+from kdnb.recipes.text import Data, answers, build_loader, small_bert, text_views
+from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.train import train
 
 _TEACHER = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3}
