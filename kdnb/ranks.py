@@ -3,8 +3,11 @@
 `torch.distributed.run` starts them and says so in the environment; Accelerate connects them. Alone, everything here is a no-op.
 """
 
+import atexit
 import contextlib
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -25,9 +28,26 @@ def connect():
     """Join the process group, once; every function below that waits for others does so first."""
     if world() > 1:
         import torch
+        import torch.distributed as dist
+        import torch.distributed.nn  # imported with a group at hand, its functions' defaults would hold that group for good
         from accelerate import PartialState
 
+        first = not dist.is_initialized()
         PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
+        if first:
+            atexit.register(_leave)
+
+
+def _leave():
+    """End the group's threads before the interpreter ends: one that lets go of a Python tensor later aborts the process.
+
+    After an error the others may wait for this process in vain, and it would wait for them: then it just ends.
+    """
+    import torch.distributed as dist
+
+    gc.collect()  # a model wrapped for several processes is part of a cycle, and holds the group
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
 
 
 def agree(value):

@@ -70,3 +70,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_number_goes
         assert "wrote a checkpoint at step 7; the same command goes on" in rank["stopped"]
     resumed = launch(1, cache, tmp_path, "go on")[0]
     assert resumed["losses"] == pytest.approx(found[1][0]["images"]["losses"], rel=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="the processes' threads are held back with a Linux scheduler")
+def test_a_process_ends_well_while_its_groups_threads_are_at_work():
+    result = subprocess.run([sys.executable, HERE / "rank_exit.py", "8"], capture_output=True, text=True)
+    assert result.stdout.split() == ["0"] * 16, result.stderr[-2000:]
