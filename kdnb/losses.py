@@ -15,9 +15,7 @@ def cosine_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
 
 
-def standardised_mse(
-    student: torch.Tensor, teacher: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor
-) -> torch.Tensor:
+def standardised_mse(student: torch.Tensor, teacher: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Mean squared error between student features [B, D] and (teacher - mean) / std.
 
     The statistics [D] are the teacher's over a fixed set of images, not the batch's: the loss then does not depend on how
@@ -98,9 +96,7 @@ class DistillationLoss:
             mix = {1.0: term, 0.0: hard}.get(self.alpha)
             parts["loss"] = self.alpha * term + (1 - self.alpha) * hard if mix is None else mix
         if "layers" in students[0] and "layers" in teachers[0]:
-            parts["layers"] = _mean(
-                cosine_loss(a, b) for s, t in pairs for a, b in zip(s["layers"], t["layers"], strict=True)
-            )
+            parts["layers"] = _mean(cosine_loss(a, b) for s, t in pairs for a, b in zip(s["layers"], t["layers"], strict=True))
             parts["loss"] = parts["loss"] + self.layer_weight * parts["layers"]
         if "tokens" in students[0] and "tokens" in teachers[0]:  # of the global views: local ones have other patches
             parts["tokens"] = _mean(cosine_loss(s["tokens"], t["tokens"]) for s, t in zip(students, teachers, strict=False))

@@ -13,9 +13,7 @@ def cosine_with_warmup(step: int, *, total_steps: int, warmup_steps: int) -> flo
         ValueError: the warm-up does not end before the training does.
     """
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"warmup_steps is {warmup_steps}, but training has {total_steps} steps; choose 0 to {total_steps - 1}."
-        )
+        raise ValueError(f"warmup_steps is {warmup_steps}, but training has {total_steps} steps; choose 0 to {total_steps - 1}.")
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))

@@ -11,7 +11,7 @@ import nbformat
 import psutil
 import pytest
 
-HELLO = "import os\nwords = f'rank {os.environ.get(\"RANK\", 0)} of {os.environ.get(\"WORLD_SIZE\", 1)}, {word}'\nprint(words)"
+HELLO = 'import os\nwords = f\'rank {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)}, {word}\'\nprint(words)'
 # A sum over ranks again and again, a file when it has begun; what a rank does when asked is written by each test.
 SUMS = """
 import os, pathlib, time, torch, torch.distributed as dist

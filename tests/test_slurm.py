@@ -14,7 +14,7 @@ from test_rank_papermill import SUMS, begun, notebook, outputs, wait_for
 SCRIPTS = Path(__file__).resolve().parent.parent / "params" / "slurm"
 STAND_INS = {
     # Starts the task here, and hands signals on to it, as srun does.
-    "srun": '"$@" & task=$!\ntrap \'kill -USR1 $task\' USR1\nwait $task; code=$?\n'
+    "srun": "\"$@\" & task=$!\ntrap 'kill -USR1 $task' USR1\nwait $task; code=$?\n"
     "while kill -0 $task 2>/dev/null; do wait $task; code=$?; done\nexit $code\n",
     "scontrol": 'if [ "$1" = requeue ]; then echo "$2" > requeued; else echo localhost; fi\n',
 }

@@ -98,9 +98,7 @@ def test_accumulation_equals_one_large_batch(cache, tmp_path):
     """Without dropout and batch statistics, two batches of 4 are one of 8."""
     settings = {"plain": True, "warmup_steps": 0}
     large, _, _ = run_training(cache, tmp_path / "large", "full", batch_size=8, **settings)
-    small, history, _ = run_training(
-        cache, tmp_path / "small", "full", batch_size=4, gradient_accumulation_steps=2, **settings
-    )
+    small, history, _ = run_training(cache, tmp_path / "small", "full", batch_size=4, gradient_accumulation_steps=2, **settings)
     assert history["epochs"][-1]["step"] == 9
     assert torch.allclose(weights(large), weights(small), atol=1e-6)
 

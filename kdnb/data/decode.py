@@ -90,9 +90,7 @@ def resize(image: Image.Image, size: int, mode: str) -> np.ndarray:
     return np.asarray(_centre(image.resize((wide, high), Image.Resampling.BICUBIC), size, size))
 
 
-def decode_all(
-    items: Iterable[tuple], size: int, mode: str, *, num_workers: int = 0
-) -> Iterator[tuple[tuple, np.ndarray | str]]:
+def decode_all(items: Iterable[tuple], size: int, mode: str, *, num_workers: int = 0) -> Iterator[tuple[tuple, np.ndarray | str]]:
     """Decode the last element of each item: yields (rest of the item, uint8 [3, size, size] or why it cannot be read).
 
     Order and pixels do not depend on `num_workers`. `items` is read in this process, at most a few chunks ahead.

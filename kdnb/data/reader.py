@@ -37,9 +37,7 @@ class ShardReader:
         entries = self.index["shards"]
         for fault in (quick_fault(self.cache_dir, entry) for entry in entries):
             if fault is not None:
-                raise ShardError(
-                    f"{self.cache_dir / fault.file} {fault.what}; run precompute again with the same parameters."
-                )
+                raise ShardError(f"{self.cache_dir / fault.file} {fault.what}; run precompute again with the same parameters.")
         self.shard_sizes = tuple(entry["rows"] for entry in entries)
         self.row_shape = (3, self.index["image_size"], self.index["image_size"])
         self.dtype = STORAGE_DTYPES[self.index["storage"]]

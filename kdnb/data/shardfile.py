@@ -53,9 +53,7 @@ def write_shard(
         The shard's entry in the index: {"number", "file", "rows", "bytes", "sha256", "unreadable"}.
     """
     if images.dtype not in STORAGE_DTYPES.values() or images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"images is {images.dtype} {list(images.shape)}; stored is [N, 3, H, W] as {', '.join(STORAGE_DTYPES)}."
-        )
+        raise ValueError(f"images is {images.dtype} {list(images.shape)}; stored is [N, 3, H, W] as {', '.join(STORAGE_DTYPES)}.")
     # Through JSON: it refuses what is not plain, and gives the pickle below the same objects to share every time.
     meta = json.loads(json.dumps({"unreadable": []} | meta | {"number": number}))
     content = {"images": _alone(images)}  # first, so that its bytes are record data/0: see images_offset

@@ -41,9 +41,7 @@ class CacheError(OSError):
     """A cache that cannot be written where it was asked for."""
 
 
-def cache_facts(
-    source, *, image_size: int, resize: str, storage: str, shard_size: int, permutation_seed: int | None
-) -> dict:
+def cache_facts(source, *, image_size: int, resize: str, storage: str, shard_size: int, permutation_seed: int | None) -> dict:
     """What the index and each shard say about how they were made; the fingerprint sums it up."""
     facts = {
         "format": FORMAT,
@@ -182,9 +180,7 @@ def _refuse_other(where: Path, old: dict, new: dict, source):
         names = f"source was {old['source']!r} and is now {new['source']!r}"
         same_name = f"source {new['source']!r} does not hold the same images as when the cache was made"
         differs.insert(0, names if old["source"] != new["source"] else same_name)
-    raise ValueError(
-        f"{where} cannot be gone on with: {'; '.join(differs)}. Use the same settings again, or another cache_dir."
-    )
+    raise ValueError(f"{where} cannot be gone on with: {'; '.join(differs)}. Use the same settings again, or another cache_dir.")
 
 
 def _fingerprint(facts: dict, source) -> str:

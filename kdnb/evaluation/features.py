@@ -115,9 +115,7 @@ def check_features(features: torch.Tensor, name: str):
         )
 
 
-def check_labels(
-    labels: torch.Tensor | None, rows: int, num_classes: int | None, name: str, *, several: bool = False
-) -> int:
+def check_labels(labels: torch.Tensor | None, rows: int, num_classes: int | None, name: str, *, several: bool = False) -> int:
     """Refuse labels that are missing, of another length, outside 0..num_classes-1, or (`several`) all the same.
 
     Returns:

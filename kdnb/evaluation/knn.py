@@ -58,9 +58,7 @@ def knn_classify(
     classes = check_pair(train, test, num_classes)
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; allowed is any number above 0, usually 0.07.")
-    similarity, rows = nearest(
-        train.features, test.features, k=k, device=device, query_chunk=query_chunk, bank_chunk=bank_chunk
-    )
+    similarity, rows = nearest(train.features, test.features, k=k, device=device, query_chunk=query_chunk, bank_chunk=bank_chunk)
     # Relative to the nearest row's weight: the same vote, but exp cannot overflow at a small temperature.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     votes = torch.zeros(len(rows), classes, dtype=torch.float64).scatter_add_(1, train.labels[rows], weights)

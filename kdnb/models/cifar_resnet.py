@@ -73,9 +73,7 @@ class CifarResNet(nn.Module):
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def forward_intermediates(
-        self, x, indices=None, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False
-    ):
+    def forward_intermediates(self, x, indices=None, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False):
         """Features after the stages `indices` (None: all three), [B, C, H, W] each, as timm's models give them."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; a ResNet's features are NCHW.")

@@ -21,7 +21,6 @@ def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None)
     """
     from timm.models import save_for_hf
 
-
     def fill(fresh: Path):
         # The newest timm records these itself; older ones would rebuild the name's default architecture.
         save_for_hf(model, fresh, model_args=getattr(model, "kdnb_args", None), safe_serialization=True)

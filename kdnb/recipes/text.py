@@ -78,9 +78,7 @@ def build_student(p: SimpleNamespace, data: Data) -> TextClassifier:
         name = str(small_bert(data, settings))
     set_seed(p.seed)
     checkpointing = p.gradient_checkpointing
-    student = load_classifier(
-        name, num_classes=len(data.classes), classes=data.classes, gradient_checkpointing=checkpointing
-    )
+    student = load_classifier(name, num_classes=len(data.classes), classes=data.classes, gradient_checkpointing=checkpointing)
     return student.to(find_device())
 
 

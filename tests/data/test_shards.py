@@ -181,9 +181,7 @@ def test_a_missing_index_says_how_to_make_the_cache(tmp_path):
         read_index(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", b"\xff\xfe\x00", '{"format": 1}', "null", '{"format": 1, "shards": []}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", b"\xff\xfe\x00", '{"format": 1}', "null", '{"format": 1, "shards": []}'])
 def test_a_broken_index_is_a_sentence(cache, text):
     (cache / "index.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BrokenIndex, match="index.json is broken; run precompute again .* rebuild"):
