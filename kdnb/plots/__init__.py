@@ -13,7 +13,8 @@ from kdnb.plots.evaluation import (
     quality_curves,
     seed_bands,
 )
-from kdnb.plots.training import bars, image_grid, loss_curves, step_parts, step_time, view_grid, visit_map
+from kdnb.plots.losses import loss_curves, loss_parts
+from kdnb.plots.training import bars, image_grid, step_parts, step_time, view_grid, visit_map
 
 __all__ = [
     "accuracy_curves",
@@ -25,6 +26,7 @@ __all__ = [
     "heat_map",
     "image_grid",
     "loss_curves",
+    "loss_parts",
     "quality_curves",
     "seed_bands",
     "step_parts",

@@ -1,4 +1,4 @@
-"""Figures of training: losses, views, visited images, times. Cost: 0.1 to 0.5 s a figure, most of it in drawing the text."""
+"""Figures of training: views, visited images, times. Cost: 0.1 to 0.5 s a figure, most of it in drawing the text."""
 
 import math
 from collections.abc import Sequence
@@ -10,59 +10,6 @@ from kdnb.plots.style import COLOURS, new_figure, set_title
 from kdnb.progress import format_duration, format_number
 
 _MAX_BINS = 600  # columns of a visit map: about one a pixel
-
-
-def loss_curves(histories: dict[str, list[dict]], *, name: str = "loss"):
-    """A named loss over the steps, one colour a run: a running median, and the single records faint behind it.
-
-    Args:
-        histories: run name -> step records with "step" and `name`. The scale is logarithmic where the losses span a
-            factor of more than 30.
-
-    Raises:
-        ValueError: no run, or a run without a record.
-    """
-    if not histories or not all(histories.values()):
-        empty = [run for run, records in histories.items() if not records]
-        raise ValueError(f"histories holds no step records{f' for {empty[0]}' if empty else ''}; train at least one step.")
-    figure, axes = new_figure()
-    ends, every = {}, []
-    for number, (run, records) in enumerate(histories.items()):
-        steps = np.array([record["step"] for record in records])
-        values = np.array([record[name] for record in records], dtype=float)
-        smooth = _running_median(values, half=len(values) // 40)
-        look = {"color": COLOURS[number % len(COLOURS)], "marker": "o" if len(values) == 1 else ""}
-        axes.plot(steps, values, alpha=0.3, linewidth=0.8, **look)
-        axes.plot(steps, smooth, label=run, linewidth=2, linestyle=("-", "--", ":")[number // len(COLOURS) % 3], **look)
-        ends[run] = (smooth[0], smooth[-1], steps[-1])
-        every.append(values)
-    every = np.concatenate(every)
-    if every.min() > 0 and every.max() > 30 * every.min():
-        axes.set_yscale("log")
-    label = name.replace("_", " ")
-    axes.set(xlabel="optimizer step", ylabel=f"{label} (bold: running median)")
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    set_title(axes, _finding(label, ends))
-    if len(histories) > 1:
-        axes.legend(frameon=False)
-    return figure
-
-
-def _finding(name: str, ends: dict[str, tuple[float, float, int]]) -> str:
-    """One sentence on the first and last smoothed losses of each run."""
-    if len(ends) == 1:
-        first, last, step = next(iter(ends.values()))
-        change = f"stayed at {last:.3g}"
-        if abs(last - first) > 0.005 * abs(first):
-            part = f" by {abs(1 - last / first):.0%}" if min(first, last) > 0 and last < first else ""
-            change = f"{'fell' if last < first else 'rose'}{part}, from {first:.3g} to {last:.3g},"
-        return f"{name[:1].upper()}{name[1:]} {change} in {step:,} step{'' if step == 1 else 's'}"
-    last = {run: end[1] for run, end in ends.items()}
-    low, high = min(last, key=last.get), max(last, key=last.get)
-    if last[high] - last[low] <= 0.01 * abs(last[low]):
-        return f"All {len(last)} runs end alike, at a {name} of {last[low]:.3g}"
-    return f"{low} ends lowest: {name} {last[low]:.3g}, against {last[high]:.3g} for {high}"
 
 
 def image_grid(images: torch.Tensor, *, titles: Sequence[str] | None = None, columns: int = 8):
@@ -186,7 +133,7 @@ def step_parts(rows: dict[str, dict[str, float]]):
     best = int(total.argmin())
     set_title(axes, f"{list(rows)[best]}: {total[0] / total[best]:.1f} times as fast as {list(rows)[0]}")
     axes.set(xlabel="time of a step (ms)")
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.6 / len(rows)))
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.5 / (0.5 + 0.45 * len(rows))))
     return figure
 
 
@@ -244,8 +191,3 @@ def _percent(part: int, whole: int) -> str:
     if 0 < part < whole and not 0.005 <= part / whole < 0.995:
         return "<1%" if part / whole < 0.5 else ">99%"
     return f"{part / whole:.0%}"
-
-
-def _running_median(values: np.ndarray, *, half: int) -> np.ndarray:
-    """Median over up to `half` neighbours on either side."""
-    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

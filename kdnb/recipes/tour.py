@@ -12,17 +12,16 @@ import statistics
 import tempfile
 from types import SimpleNamespace
 
-from kdnb.recipes import images, teacher
+from kdnb.recipes.trial import train_trial
 from kdnb.runs import Run
-from kdnb.train import train
 
 WAYS = {
     "raw images": {"use_cached": False},
     "shards": {},
-    "shards, full DINO views": {"augmentation": "multicrop"},
-    "... and local crops": {"augmentation": "multicrop", "use_local_crops": True},
+    "shards, DINO global crops": {"augmentation": "multicrop"},
+    "shards, DINO global + local crops": {"augmentation": "multicrop", "use_local_crops": True},
     "shards, teacher cache": {"teacher_views": 1, "cache_teacher_features": True},
-    "... and compiled student": {"teacher_views": 1, "cache_teacher_features": True, "compile_student": True},
+    "shards, teacher cache, compiled": {"teacher_views": 1, "cache_teacher_features": True, "compile_student": True},
 }
 _PLAIN = {
     "use_cached": True, "augmentation": "simple", "use_local_crops": False, "teacher_views": None, "compile_student": False,
@@ -59,13 +58,7 @@ def take_tour(p: SimpleNamespace, *, steps: int, rounds: int = 2, ways: dict[str
 def _measure(q: SimpleNamespace, run: Run) -> list[tuple[float, float]]:
     """(seconds of the step, seconds of waiting) of every step of the second epoch."""
     with _silent():
-        loader, views, frozen = images.build_loader(q, regime="full"), images.build_views(q), teacher.open_teacher(q)
-        student = images.build_student(q, frozen)
-        answers = teacher.build_answers(q, frozen, loader, views)
-        loss = images.build_loss(q, frozen, answers, loader, views)
-        loader = images.place_data(q, loader, student, answers, views, loss)
-        settings = images.training_settings(q) | {"save_model": None}
-        history = train(student, answers, loader, views=views, loss=loss, run=run, **settings)
+        history, _ = train_trial(q, run)
     return [(record["step_s"], record["data_wait_s"]) for record in history["steps"] if record["epoch"] == 1]
 
 

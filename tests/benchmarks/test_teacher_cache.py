@@ -14,13 +14,13 @@ import torch
 
 from kdnb.data.images import open_source
 from kdnb.precompute import precompute
-from kdnb.recipes import images, teacher
 from kdnb.recipes.probe import Probe
+from kdnb.recipes.trial import build_pieces, train_trial
 from kdnb.runs import Run, set_seed
-from kdnb.train import train
 
 pytestmark = pytest.mark.benchmark
 SEEDS, STEPS, EPOCHS = (0, 1, 2), 45, 16
+FIXED = {"regime": "fixed", "fixed_shards": 2}
 MODES = {
     "live": {}, "clean": {"augmentation": "clean", "cache_teacher_features": True},
     "views, K = 1": {"teacher_views": 1, "cache_teacher_features": True},
@@ -58,15 +58,6 @@ def p(real_data, folder) -> SimpleNamespace:
     return SimpleNamespace(**given)
 
 
-def pieces(p) -> tuple:
-    """(student, answers, loader, views, loss) of a run on the first two shards."""
-    loader = images.build_loader(p, regime="fixed", fixed_shards=2)
-    views, frozen = images.build_views(p), teacher.open_teacher(p)
-    student = images.build_student(p, frozen)
-    answers = teacher.build_answers(p, frozen, loader, views)
-    return student, answers, loader, views, images.build_loss(p, frozen, answers, loader, views)
-
-
 class RandomTargets:
     """Answers that cost nothing: what the student alone takes."""
 
@@ -80,8 +71,8 @@ class RandomTargets:
 @pytest.mark.parametrize("student", ["resnet20", "resnet8"])
 def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
     p.student, p.teacher_views, p.augmentation = f"cifar_{student}", 1, "simple"
-    model, live, loader, views, loss = pieces(p)
-    stored = pieces(SimpleNamespace(**vars(p) | {"cache_teacher_features": True}))[1]
+    model, live, loader, views, loss = build_pieces(p, **FIXED)
+    stored = build_pieces(SimpleNamespace(**vars(p) | {"cache_teacher_features": True}), **FIXED)[1]
     for batch in loader.batches(0):  # all of what follows is stored before it is timed
         stored(views(batch["image"], batch["id"], 0), batch | {"epoch": 0})
     ways = {"random targets": RandomTargets(64), "stored": stored, "live": live}
@@ -116,10 +107,7 @@ def test_what_stored_views_are_worth(p, folder, capsys):
         for name, changes in MODES.items():
             q = SimpleNamespace(**vars(p) | changes | {"seed": seed})
             set_seed(seed)
-            student, answers, loader, views, loss = pieces(q)
-            run = Run(f"{name}_{seed}", {}, outputs=folder / "runs")
-            settings = images.training_settings(q) | {"save_model": None}
-            history = train(student, answers, loader, views=views, loss=loss, run=run, **settings)
+            history, student = train_trial(q, Run(f"{name}_{seed}", {}, outputs=folder / "runs"), **FIXED)
             found[name].append(Probe(q).accuracy(student))
             seconds[name].append(sum(epoch["step_s"] + epoch["data_wait_s"] for epoch in history["epochs"]))
     with capsys.disabled():

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -14,89 +13,8 @@ import torch
 from kdnb import plots
 
 
-@pytest.fixture(autouse=True)
-def drawn_without_a_warning(monkeypatch, tmp_path):
-    """Every figure that a test makes is drawn to a file too; what matplotlib complains about is a failure."""
-    import matplotlib.pyplot as plt
-
-    plt.switch_backend("agg")
-    made, subplots = [], plt.subplots
-
-    def remembered(*args, **settings):
-        figure, axes = subplots(*args, **settings)
-        made.append(figure)
-        return figure, axes
-
-    monkeypatch.setattr(plt, "subplots", remembered)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-        for figure in made:
-            figure.savefig(tmp_path / "figure.png", dpi=50)
-    assert not plt.get_fignums()  # nothing is kept alive, or shown a second time
-
-
-def records(values, name="loss"):
-    return [{"step": step + 1, name: value} for step, value in enumerate(values)]
-
-
 def title(axes) -> str:
     return axes.get_title(loc="left").replace("\n", " ")
-
-
-def test_loss_curves_draw_every_record_and_the_median():
-    values = [4.0] * 40 + [9.0, 2.0, 1.0] + [1.0] * 37  # 80 records: medians of up to 2 neighbours on either side
-    axes = plots.loss_curves({"a": records(values)}).axes[0]
-    raw, smooth = axes.lines
-    assert list(raw.get_ydata()) == values and list(raw.get_xdata()) == list(range(1, 81))
-    assert list(smooth.get_ydata()) == [4.0] * 41 + [2.0] + [1.0] * 38
-    assert title(axes) == "Loss fell by 75%, from 4 to 1, in 80 steps" and axes.get_legend() is None
-
-
-def test_the_median_shrinks_at_the_ends():
-    values = np.array([5.0, 1.0, 3.0, 2.0])
-    assert plots.training._running_median(values, half=1).tolist() == [3, 3, 2, 2.5]
-
-
-@pytest.mark.parametrize(
-    "values, expected",
-    [
-        ([2.0], "Loss stayed at 2 in 1 step"),
-        ([0.5, 0.5, 0.5], "Loss stayed at 0.5 in 3 steps"),
-        ([0.0, 0.0], "Loss stayed at 0 in 2 steps"),
-        ([1.0, 1.5], "Loss rose, from 1 to 1.5, in 2 steps"),
-        ([1.0, -1.0], "Loss fell, from 1 to -1, in 2 steps"),
-    ],
-)
-def test_the_title_says_what_the_loss_did(values, expected):
-    assert title(plots.loss_curves({"a": records(values)}).axes[0]) == expected
-
-
-def test_several_runs_share_one_figure():
-    histories = {"fixed": records([2.0, 1.0]), "random": records([2.0, 3.0]), "full": records([2.0, 1.5, 1.2])}
-    axes = plots.loss_curves(histories).axes[0]
-    assert len(axes.lines) == 6 and len({line.get_color() for line in axes.lines}) == 3
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fixed", "random", "full"]
-    assert title(axes) == "fixed ends lowest: loss 1, against 3 for random"
-    alike = plots.loss_curves({"a": records([2.0, 1.0]), "b": records([2.0, 1.001])}).axes[0]
-    assert title(alike) == "All 2 runs end alike, at a loss of 1"
-
-
-def test_more_runs_than_colours_differ_in_their_lines():
-    axes = plots.loss_curves({f"run {number}": records([2.0, 1.0]) for number in range(9)}).axes[0]
-    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines[1::2]}) == 9
-
-
-def test_other_parts_can_be_drawn_and_a_wide_range_is_logarithmic():
-    axes = plots.loss_curves({"a": records([1.0, 0.1, 0.01], name="soft_targets")}, name="soft_targets").axes[0]
-    assert axes.get_yscale() == "log" and "soft targets" in axes.get_ylabel()
-    assert plots.loss_curves({"a": records([1.0, 0.1, 0.0])}).axes[0].get_yscale() == "linear"
-
-
-@pytest.mark.parametrize("histories, which", [({}, ""), ({"a": records([1.0]), "b": []}, " for b")])
-def test_without_records_there_is_nothing_to_draw(histories, which):
-    with pytest.raises(ValueError, match=f"histories holds no step records{which}; train at least one step"):
-        plots.loss_curves(histories)
 
 
 def test_visits_are_counted():

@@ -9,20 +9,14 @@ from kdnb.data.device_loader import DeviceLoader
 from kdnb.data.stored import CacheError
 from kdnb.models.vision import build_model
 from kdnb.recipes import images, teacher
+from kdnb.recipes.trial import train_trial
 from kdnb.runs import Run
-from kdnb.train import train
 
 
 def run(p, tmp_path, name, **changes):
     """(losses of every step, student) of a training run."""
     p = SimpleNamespace(**vars(p) | changes)
-    loader, views, frozen = images.build_loader(p, regime="full"), images.build_views(p), teacher.open_teacher(p)
-    student = images.build_student(p, frozen)
-    answers = teacher.build_answers(p, frozen, loader, views)
-    loss = images.build_loss(p, frozen, answers, loader, views)
-    loader = images.place_data(p, loader, student, answers, views, loss)
-    settings = images.training_settings(p) | {"save_model": None}
-    history = train(student, answers, loader, views=views, loss=loss, run=Run(name, {}, outputs=tmp_path), **settings)
+    history, student = train_trial(p, Run(name, {}, outputs=tmp_path))
     return [record["loss"] for record in history["steps"]], student.state_dict()
 
 

@@ -19,16 +19,16 @@ def test_every_way_is_measured_on_the_same_images(p):
 
 
 def test_a_way_that_the_machine_lacks_is_left_out_with_a_line(p, monkeypatch, capsys):
-    real = tour.train
+    real = tour.train_trial
 
-    def without_compiler(*arguments, **settings):
-        if settings["compile_student"]:
+    def without_compiler(p, run):
+        if p.compile_student:
             raise RuntimeError("no C++ compiler was found\nand more")
-        return real(*arguments, **settings)
+        return real(p, run)
 
-    monkeypatch.setattr(tour, "train", without_compiler)
+    monkeypatch.setattr(tour, "train_trial", without_compiler)
     found = tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}, "compiled": {"compile_student": True}})
     assert list(found) == ["plain"] and capsys.readouterr().out == "compiled: not here (no C++ compiler was found)\n"
-    monkeypatch.setattr(tour, "train", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(tour, "train_trial", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}})
