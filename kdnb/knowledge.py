@@ -9,7 +9,7 @@ from kdnb.losses import entropy
 
 WAYS = (
     "set loss to mse or cosine (no head needed), pass a trained teacher_checkpoint, or fit the head on frozen features first "
-    "(kdnb.evaluation.probe.fit_logistic)"
+    "(kdnb.evaluation.logistic.fit_logistic)"
 )
 
 

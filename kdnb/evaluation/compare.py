@@ -5,25 +5,22 @@ takes milliseconds (seconds with a thousand classes); speed `seconds`, or three 
 measured in turn, so that what slows the machine down for a while slows down both.
 """
 
-import json
-import math
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from torch import nn
 
 from kdnb.evaluation.features import stratified_split
-from kdnb.evaluation.quality import agreement, expected_calibration_error
-from kdnb.files import write_atomically
+from kdnb.evaluation.quality import agreement
+from kdnb.evaluation.scores import checked_labels, classification_scores
+from kdnb.evaluation.speed import interleaved_seconds
+from kdnb.files import write_atomically, write_json
 from kdnb.models.vision import count_parameters
 
-_WARM_UP, _LEAST_ROUNDS = 3, 3
-_HOTTEST = 100.0  # temperature, and its inverse the coldest: logits that are all right would ask for 0
 _ROLES = ("teacher", "student")
 
 
@@ -90,11 +87,11 @@ def compare_models(
         for role, side in sides.items()
     }
     if labels is not None:
-        labels = _checked_labels(labels, rows, count)
+        labels = checked_labels(labels, rows, count)
         several = labels.bincount().max() > 1  # else no class can be split
         held_out = stratified_split(labels, fraction=0.5, seed=seed) if several else None
         for role in sides:
-            found[role] |= _scores(logits[role], labels, held_out)
+            found[role] |= classification_scores(logits[role], labels, held_out)
     speeds, counted = _speed(sides, device=device, rounds=rounds, seconds=seconds)
     found = {role: found[role] | speeds[role] for role in _ROLES}
     results = found | {
@@ -107,101 +104,13 @@ def compare_models(
         "rounds": counted,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(folder / "comparison_results.json", lambda file: file.write(text.encode()))
+    write_json(folder / "comparison_results.json", results, allow_nan=False, ensure_ascii=False)
     from kdnb import plots  # matplotlib loads where it is used
 
     figure = plots.comparison_figure(results)
     picture = folder / "teacher_student_comparison.png"
     write_atomically(picture, lambda file: figure.savefig(file, dpi=150, format="png"))
     return results
-
-
-def interleaved_seconds(
-    calls: Mapping[str, Callable[[], object]], *, device: str | torch.device, rounds: int = 15, seconds: float = 3.0
-) -> dict[str, list[float]]:
-    """Seconds that each of `calls` took in each round, under inference mode, until the device had done it.
-
-    Every round makes each call once, in the order given and then in the opposite one, by turns. Ends after `rounds`
-    rounds, or earlier once `seconds` are over, but never before three. Up to three rounds before do not count: they
-    load, compile and tune; they end once they took a fifth of the budget.
-    """
-    taken, order, device = {name: [] for name in calls}, list(calls), torch.device(device)
-    begun = perf_counter()
-    with torch.inference_mode():
-        for _ in range(_WARM_UP):
-            for name in order:
-                calls[name]()
-            _synchronise(device)
-            if perf_counter() - begun > seconds / 5:
-                break
-        for number in range(max(rounds, _LEAST_ROUNDS)):
-            if number >= _LEAST_ROUNDS and perf_counter() - begun > seconds:
-                break
-            for name in order:
-                start = perf_counter()
-                calls[name]()
-                _synchronise(device)
-                taken[name].append(perf_counter() - start)
-            order.reverse()
-    return taken
-
-
-def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The T that minimises the mean negative log-likelihood of softmax(logits / T) on these rows (Guo et al. 2017).
-
-    The loss is convex in 1 / T, so its slope has one zero, found by Brent's method. From 0.01 (every row is right: the
-    surer, the better) to 100 (worse than guessing); 1 where T makes no difference.
-    """
-    from scipy.optimize import brentq
-
-    z = logits.detach().double().cpu()
-    z = z - z.gather(1, _checked_labels(labels, *z.shape)[:, None])  # the loss is then log sum exp(z / T)
-
-    def slope(log_inverse: float) -> float:
-        return ((z * math.exp(log_inverse)).softmax(1) * z).sum(1).mean().item()
-
-    low, high = -math.log(_HOTTEST), math.log(_HOTTEST)
-    if slope(0.0) == 0:
-        return 1.0
-    if slope(low) >= 0:
-        return _HOTTEST
-    return 1 / _HOTTEST if slope(high) <= 0 else math.exp(-brentq(slope, low, high, xtol=1e-7))
-
-
-def macro_f1(predictions: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
-    """Mean over classes of F1, 2 TP / (2 TP + FP + FN), as scikit-learn's f1_score(average="macro") has it.
-
-    A class that is never right counts as 0, be it missed or only predicted. One that is neither among the labels nor
-    among the predictions would be 0 / 0 and is left out of the mean.
-    """
-    found, true, predicted = (
-        part.bincount(minlength=num_classes).double() for part in (labels[predictions == labels], labels, predictions)
-    )
-    present = true + predicted > 0
-    return (2 * found / (true + predicted))[present].mean().item()
-
-
-def _scores(logits: torch.Tensor, labels: torch.Tensor, held_out: torch.Tensor | None) -> dict:
-    predictions, classes = logits.argmax(1), logits.shape[1]
-    right = predictions == labels
-    rows = labels.bincount(minlength=classes)
-    per_class = labels[right].bincount(minlength=classes).double() / rows
-    found = {
-        "accuracy": right.double().mean().item(),
-        "macro_f1": macro_f1(predictions, labels, classes),
-        "per_class_accuracy": [None if math.isnan(value) else value for value in per_class.tolist()],
-        "temperature": None,
-        "calibration_error": None,
-        "calibration_error_scaled": None,
-    }
-    if held_out is not None:
-        temperature = calibrated_temperature(logits[~held_out], labels[~held_out])
-        rest, true = logits[held_out], labels[held_out]
-        found["temperature"] = temperature
-        found["calibration_error"] = expected_calibration_error(rest, true)
-        found["calibration_error_scaled"] = expected_calibration_error(rest.double() / temperature, true)
-    return found
 
 
 def _speed(sides: dict[str, Side], *, device: torch.device, rounds: int, seconds: float) -> tuple[dict, dict]:
@@ -254,13 +163,6 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({platform.processor() or platform.machine()})"
 
 
-def _synchronise(device: torch.device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def _check_logits(teacher: Side, student: Side):
     for side in (teacher, student):
         if side.logits.ndim != 2 or 0 in side.logits.shape or not torch.isfinite(side.logits).all():
@@ -272,14 +174,3 @@ def _check_logits(teacher: Side, student: Side):
             f"the {teacher.name}'s logits have {n} rows and {c} classes, the {student.name}'s {m} rows and {k} classes; both "
             "must answer for the same test rows and the same classes."
         )
-
-
-def _checked_labels(labels: torch.Tensor, rows: int, classes: int) -> torch.Tensor:
-    if labels.shape != (rows,) or not rows:
-        raise ValueError(
-            f"labels have shape {list(labels.shape)}, but the logits have {rows} rows; pass the labels of these rows."
-        )
-    low, high = labels.min().item(), labels.max().item()
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels go from {low} to {high}; allowed is 0 to {classes - 1}, for the logits have {classes} columns.")
-    return labels.detach().cpu().long()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 
 from kdnb.data.text import Texts
-from kdnb.evaluation.probe import fit_logistic
+from kdnb.evaluation.logistic import fit_logistic
 from kdnb.files import write_atomically
 from kdnb.knowledge import knowledge_of, require_knowledge
 from kdnb.models.fingerprint import weights_fingerprint
