@@ -1,8 +1,9 @@
 """Text classifiers of transformers as teacher or student: loaded from a folder or the Hub, asked for logits and features.
 
-Supported are models whose head is one linear layer: decoders with `score` on the last token (Qwen2, Llama, GPT-2 ...), and
-encoders with `classifier` on the pooled first token (BERT and its like). Pooling is done here, on the last token that is no
-padding, so that it does not matter what the padding token is, nor whether the text itself ends in it.
+Supported are models whose logits come from a linear layer: decoders with `score` on the last token (Qwen2, Llama, GPT-2 ...),
+and encoders with `classifier` (BERT, DistilBERT, ModernBERT ...) or `classifier.out_proj` (RoBERTa ...), behind whatever
+pooling they have. For decoders, pooling is done here, on the last token that is no padding, so that it does not matter what
+the padding token is, nor whether the text itself ends in it.
 """
 
 import contextlib
@@ -29,18 +30,20 @@ class TextClassifier(nn.Module):
     def __init__(self, model: nn.Module, tokenizer, *, head_is_random: bool):
         super().__init__()
         self.model, self.tokenizer, self.head_is_random = model, tokenizer, head_is_random
-        heads = {name: getattr(model, name, None) for name in ("score", "classifier")}
-        self._decoder = isinstance(heads["score"], nn.Linear)
-        if not self._decoder and not isinstance(heads["classifier"], nn.Linear):
+        self._decoder = isinstance(getattr(model, "score", None), nn.Linear)
+        if not isinstance(self.head, nn.Linear):
             raise ValueError(
-                f"{type(model).__name__} has no head that is one linear layer called score or classifier; choose a decoder such "
-                "as Qwen2 or an encoder such as BERT."
+                f"{type(model).__name__} has no head that ends in a linear layer called score, classifier or "
+                "classifier.out_proj; choose a decoder such as Qwen2 or an encoder such as BERT."
             )
 
     @property
     def head(self) -> nn.Linear:
         """The linear layer that makes the logits."""
-        return self.model.score if self._decoder else self.model.classifier
+        if self._decoder:
+            return self.model.score
+        classifier = getattr(self.model, "classifier", None)
+        return getattr(classifier, "out_proj", classifier)
 
     @property
     def device(self) -> torch.device:
@@ -59,15 +62,18 @@ class TextClassifier(nn.Module):
 
     def forward(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See the class."""
-        output = self.model.base_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        inputs = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
         if self._decoder:
-            hidden, last = output.last_hidden_state, tokens["attention_mask"].sum(1) - 1
+            hidden, last = self.model.base_model(**inputs).last_hidden_state, tokens["attention_mask"].sum(1) - 1
             features = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        else:
-            pooled = getattr(output, "pooler_output", None)
-            features = output.last_hidden_state[:, 0] if pooled is None else pooled
-            features = self.model.dropout(features) if hasattr(self.model, "dropout") else features
-        return {"logits": self.head(features).float(), "features": features}
+            return {"logits": self.head(features).float(), "features": features}
+        entered = []
+        watch = self.head.register_forward_pre_hook(lambda head, given: entered.append(given[0]))
+        try:
+            logits = self.model(**inputs).logits
+        finally:
+            watch.remove()
+        return {"logits": logits.float(), "features": entered[0]}
 
 
 def load_classifier(
@@ -125,7 +131,9 @@ def load_classifier(
     classifier = TextClassifier(model, tokenizer, head_is_random=any(key.startswith(heads) for key in found["missing_keys"]))
     if gradient_checkpointing:
         model.config.use_cache = False
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The name that older versions of transformers know ends with version 6.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return classifier.requires_grad_(not frozen).train(not frozen)
 
 

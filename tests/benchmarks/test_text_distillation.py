@@ -23,8 +23,8 @@ from kdnb.teachers import CachedLogits, LiveTextTeacher
 
 pytestmark = pytest.mark.benchmark
 SEEDS = (0, 1, 2)
-TEACHER = {"hidden": 128, "layers": 2, "vocab_size": 16384, "dropout": 0.3}
-STUDENT = {"hidden": 96, "layers": 1, "vocab_size": 16384, "dropout": 0.3}
+TEACHER = {"kind": "modernbert", "hidden": 128, "layers": 2, "vocab_size": 16384, "dropout": 0.3}
+STUDENT = {"kind": "modernbert", "hidden": 96, "layers": 1, "vocab_size": 16384, "dropout": 0.3}
 RUNS = {  # labelled rows, alpha, epochs
     "200 rows, labels only": (200, 0.0, 60), "200 rows, distilled": (200, 0.7, 60), "200 rows, pure": (200, 1.0, 60),
     "1,000 rows, labels only": (1000, 0.0, 25), "1,000 rows, distilled": (1000, 0.7, 25), "1,000 rows, pure": (1000, 1.0, 25),

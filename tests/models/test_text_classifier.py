@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdnb.models.small_text import make_small_classifier
@@ -17,11 +18,20 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["bert", "qwen2"])
+@pytest.fixture(scope="module", params=["bert", "modernbert", "qwen2", "distilbert", "roberta"])
 def folder(request, tmp_path_factory):
     """A small classifier of each family, with random weights and a head of its own."""
-    path = tmp_path_factory.mktemp(request.param) / "model"
-    make_small_classifier(path, texts=TEXTS, classes=CLASSES, kind=request.param, vocab_size=400, hidden=32, layers=2)
+    path, kind = tmp_path_factory.mktemp(request.param) / "model", request.param
+    made = kind if kind in ("bert", "modernbert", "qwen2") else "bert"
+    make_small_classifier(path, texts=TEXTS, classes=CLASSES, kind=made, vocab_size=400, hidden=32, layers=2)
+    if made != kind:
+        shape = {"vocab_size": 400, "pad_token_id": 0, "num_labels": 3}
+        if kind == "distilbert":
+            config = transformers.DistilBertConfig(**shape, dim=32, n_layers=2, n_heads=1, hidden_dim=64)
+        else:
+            shape |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64}
+            config = transformers.RobertaConfig(**shape)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
     return path
 
 
@@ -107,6 +117,8 @@ def test_gradient_checkpointing_changes_memory_not_gradients(folder):
         for module in classifier.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
         classifier(tokens_of(classifier))["logits"].square().sum().backward()
         gradients.append(torch.cat([w.grad.flatten() for w in classifier.parameters() if w.grad is not None]))
     assert torch.allclose(*gradients, atol=1e-5)
@@ -140,5 +152,5 @@ def test_small_models_are_the_same_for_the_same_seed_and_of_known_kinds_only(tmp
         make_small_classifier(tmp_path / name, texts=TEXTS, classes=CLASSES, vocab_size=300, hidden=32, layers=1, seed=seed)
     a, b, c = (load_classifier(tmp_path / name).head.weight for name in "abc")
     assert torch.equal(a, b) and not torch.equal(a, c)
-    with pytest.raises(ValueError, match="kind is 'gpt'; allowed are bert, qwen2"):
+    with pytest.raises(ValueError, match="kind is 'gpt'; allowed are bert, modernbert, qwen2"):
         make_small_classifier(tmp_path / "d", texts=TEXTS, classes=CLASSES, kind="gpt")
