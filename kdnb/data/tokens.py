@@ -61,7 +61,7 @@ def tokenise(texts: Texts, tokenizer, *, max_length: int, cache_dir: str | Path)
     if max_length <= special:
         raise ValueError(f"max_length is {max_length}, but the tokenizer adds {special} special tokens to every text; "
                          f"choose at least {special + 1}.")  # fmt: skip
-    key = _key(texts, tokenizer, max_length)
+    key = hashlib.sha256(f"{texts.fingerprint} {tokenizer_fingerprint(tokenizer)} {max_length}".encode()).hexdigest()
     path = Path(cache_dir) / f"tokens_{key[:20]}.bin"
     table = _read(path, key, len(texts))
     if table is None:
@@ -71,8 +71,9 @@ def tokenise(texts: Texts, tokenizer, *, max_length: int, cache_dir: str | Path)
     return table
 
 
-def _key(texts: Texts, tokenizer, max_length: int) -> str:
-    facts = [texts.fingerprint, type(tokenizer).__name__, tokenizer.truncation_side, max_length]
+def tokenizer_fingerprint(tokenizer) -> str:
+    """SHA-256 of what decides the tokens of a text: vocabulary, rules, special tokens, side of truncation."""
+    facts = [type(tokenizer).__name__, tokenizer.truncation_side]
     facts += [tokenizer.all_special_ids, [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]]
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -1,6 +1,7 @@
 """The teacher of `soft_distill_text.ipynb`: built, given a head where it lacks one, measured, and asked once."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from kdnb.data.text import Texts
+from kdnb.data.tokens import tokenizer_fingerprint
 from kdnb.evaluation.logistic import fit_logistic
 from kdnb.files import write_atomically
 from kdnb.knowledge import knowledge_of, require_knowledge
@@ -64,9 +66,8 @@ def check_teacher(p: SimpleNamespace, teacher: TextClassifier, data: Data) -> di
 
 
 def cached_logits(p: SimpleNamespace, teacher: TextClassifier, texts: Texts) -> torch.Tensor:
-    """The teacher's logits of `texts`, float32 [N, C], computed once and kept by weights, texts and max_length."""
-    key = hashlib.sha256(f"{weights_fingerprint(teacher)} {texts.fingerprint} {p.max_length}".encode()).hexdigest()[:32]
-    path = anchored("outputs/cache_teacher_logits") / f"{key}.pt"
+    """The teacher's logits of `texts`, float32 [N, C], computed once and kept by teacher, texts and max_length."""
+    path = anchored("outputs/cache_teacher_logits") / f"{_key(teacher, texts, p.max_length)}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
     logits = answers(p, teacher, texts)
@@ -74,6 +75,14 @@ def cached_logits(p: SimpleNamespace, teacher: TextClassifier, texts: Texts) -> 
     write_atomically(path, lambda file: torch.save(logits, file))
     print(f"{len(logits):,} x {logits.shape[1]} teacher logits written, {path.stat().st_size / 1e6:.1f} MB")
     return logits
+
+
+def _key(teacher: TextClassifier, texts: Texts, *others) -> str:
+    """A name for what `teacher` makes of `texts`. The same weights behind another tokenizer or pooling are another teacher."""
+    config = teacher.model.config.to_diff_dict()
+    config = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+    facts = [weights_fingerprint(teacher), tokenizer_fingerprint(teacher.tokenizer), texts.fingerprint, config, *others]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _builtin_teacher(p: SimpleNamespace, data: Data) -> Path:
@@ -90,8 +99,7 @@ def _builtin_teacher(p: SimpleNamespace, data: Data) -> Path:
 def _finetune(p: SimpleNamespace, teacher: TextClassifier, data: Data):
     """Train the teacher on the labels of the pool, in a run of its own, and freeze it again."""
     settings = {name: getattr(p, name) for name in ("epochs", "batch_size", "learning_rate")}
-    key = hashlib.sha256(f"{weights_fingerprint(teacher)} {data.pool.fingerprint} {settings}".encode()).hexdigest()[:16]
-    run = Run(f"teacher_text_{key}", settings)
+    run = Run(f"teacher_text_{_key(teacher, data.pool, p.max_length, settings)}", settings)
     teacher.float().requires_grad_(True).train()
     _train_on_labels(p, teacher, data.pool, run, settings)
     teacher.requires_grad_(False).eval()

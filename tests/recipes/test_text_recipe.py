@@ -1,6 +1,7 @@
 """The text recipe: data that is split and refused as it says, the gate, cached logits that equal the live teacher's."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_cached_logits_give_the_losses_of_the_live_teacher(p, tmp_path):
     _, live = text.distil(p, data, teacher, run_of(tmp_path, "live"))
     pairs = [(a["soft_targets"], b["soft_targets"]) for a, b in zip(cached["steps"], live["steps"], strict=True)]
     assert len(pairs) == 18 and max(abs(a - b) for a, b in pairs) < 1e-5
+
+
+def test_logits_are_kept_by_teacher_not_by_weights_alone(p, tmp_path):
+    data, path = text.load_data(p), tmp_path / "teacher"
+    shape = {"classes": data.classes, "kind": "modernbert", "vocab_size": 60, "hidden": 32, "layers": 1, "seed": 5}
+    make_small_classifier(path, texts=data.pool.texts, **shape)
+    make_small_classifier(tmp_path / "other", texts=data.pool.texts[:60], **shape)  # the same weights, another tokenizer
+    shutil.copytree(path, tmp_path / "copy")
+    found = {}
+    for name, changes in {"teacher": {}, "copy": {}, "other": {}, "mean": {"classifier_pooling": "mean"}}.items():
+        p.teacher = str(tmp_path / name) if name != "mean" else str(path)
+        teacher = text_teacher.build_teacher(p, data)
+        teacher.model.config.update(changes)
+        found[name] = text_teacher.cached_logits(p, teacher, data.train)
+        assert torch.equal(found[name], text.answers(p, teacher, data.train)), name
+    assert torch.equal(found["teacher"], found["copy"])
+    assert len(list((tmp_path / "outputs" / "cache_teacher_logits").iterdir())) == 3
 
 
 def test_distilling_end_to_end_learns_and_leaves_models_that_reload(p, tmp_path):
