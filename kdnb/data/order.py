@@ -2,14 +2,13 @@
 
 An epoch is an array of positions in the cache. Nothing is remembered between epochs, so resuming in the middle of one is an
 offset into the array, splitting it over processes is a stride, and coverage is a union. 500,000 positions cost about 50 ms.
-
-Random numbers are raw PCG64 words, sorted: NumPy keeps that bit stream fixed across its versions, which it does not promise
-for `Generator.permutation`. The same seed therefore gives the same epochs after an upgrade.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from kdnb.data.keyed import permutation, random_words
 
 REGIMES = ("full", "random", "fixed")
 SHUFFLES = ("none", "within_shards", "all")
@@ -101,10 +100,10 @@ class Order:
             positions = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in self._shards(epoch)])
         if self.shuffle == "none":
             return positions
-        keys = _random_words(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)
+        keys = random_words(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)
         if self.shuffle == "all":
             return positions[np.argsort(keys, kind="stable")]
-        shard_keys = _random_words(len(self.shard_sizes), self.shuffle_seed, _SHUFFLE, epoch, 1)
+        shard_keys = random_words(len(self.shard_sizes), self.shuffle_seed, _SHUFFLE, epoch, 1)
         shard = np.searchsorted(starts, positions, side="right") - 1
         return positions[np.lexsort((keys, shard_keys[shard]))]
 
@@ -113,13 +112,13 @@ class Order:
         if self.regime == "fixed":
             if self.fixed_choice == "first":
                 return np.arange(self.fixed_shards)
-            return np.sort(_permutation(len(self.shard_sizes), self.subset_seed, _CHOOSE)[: self.fixed_shards])
+            return np.sort(permutation(len(self.shard_sizes), self.subset_seed, _CHOOSE)[: self.fixed_shards])
         return np.sort(self._draw(len(self.shard_sizes), self.shards_per_epoch, epoch))
 
     def _draw(self, n: int, k: int, epoch: int) -> np.ndarray:
         """k of n, by `draw`."""
         if self.draw == "independent":
-            return _permutation(n, self.subset_seed, _DRAW, epoch)[:k]
+            return permutation(n, self.subset_seed, _DRAW, epoch)[:k]
         return deal(n, k, epoch, self.subset_seed)
 
 
@@ -131,7 +130,7 @@ def deal(n: int, k: int, hand: int, seed: int) -> np.ndarray:
     first, last = hand * k, hand * k + k
     taken, deck = [], np.empty(0, dtype=np.int64)
     for number in range((last - 1) // n + 1):  # from the first deck on, because a deck depends on the one before it
-        before, deck = deck, _permutation(n, seed, _DRAW, number)
+        before, deck = deck, permutation(n, seed, _DRAW, number)
         held = before[n - (number * n) % k :] if number and (number * n) % k else before[:0]
         if len(held):
             fresh = deck[~np.isin(deck, held)][: k - len(held)]
@@ -152,11 +151,3 @@ def count_visits(order: Order, samples: list[int]) -> np.ndarray:
     for epoch, delivered in enumerate(samples):
         visits[epoch, order.epoch(epoch)[:delivered]] = 1
     return visits
-
-
-def _random_words(n: int, *key: int) -> np.ndarray:
-    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
-
-
-def _permutation(n: int, *key: int) -> np.ndarray:
-    return np.argsort(_random_words(n, *key), kind="stable")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdnb.data.epochs import SharedBatches, part_of
-from kdnb.data.order import _random_words
+from kdnb.data.keyed import permutation
 from kdnb.data.tokens import TokenTable
 
 _WINDOW = 50  # batches that are sorted by length together
@@ -133,14 +133,13 @@ class TextLoader(SharedBatches):
         return 1 - sum(int(lengths.sum()) for lengths in tokens) / cells
 
     def _order(self, epoch: int) -> np.ndarray:
-        permutation = np.argsort(_random_words(self.num_rows, self.seed, _SHUFFLE, epoch, 0), kind="stable")
+        shuffled = permutation(self.num_rows, self.seed, _SHUFFLE, epoch, 0)
         full = self.num_rows // self.batch_size
-        rows, rest = np.split(permutation, [full * self.batch_size])  # what does not fill a batch goes last
+        rows, rest = np.split(shuffled, [full * self.batch_size])  # what does not fill a batch goes last
         lengths = next(iter(self.tables.values()))[0].lengths
         window = np.arange(len(rows)) // (_WINDOW * self.batch_size)
         batches = rows[np.lexsort((lengths[rows], window))].reshape(full, self.batch_size)
-        shuffled = np.argsort(_random_words(full, self.seed, _SHUFFLE, epoch, 1), kind="stable")
-        return np.concatenate([batches[shuffled].ravel(), rest])
+        return np.concatenate([batches[permutation(full, self.seed, _SHUFFLE, epoch, 1)].ravel(), rest])
 
     def _batch(self, rows: np.ndarray) -> dict:
         batch = {

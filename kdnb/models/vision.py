@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from torch import nn
 
 from kdnb.models.folder import load_model
-
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "student")  # where checkpoint files keep the weights
-_PREFIXES = ("module.", "_orig_mod.", "encoder.model.", "model.", "backbone.")
+from kdnb.models.weights import head_width, load_weights, read_weights
 
 
 def build_model(
@@ -51,9 +48,9 @@ def build_model(
     if folder is None:
         _require_known(name)
     settings = kwargs if num_classes is None else kwargs | {"num_classes": num_classes}
-    state = None if checkpoint is None else _read_checkpoint(Path(checkpoint))
+    state = None if checkpoint is None else read_weights(Path(checkpoint))
     if state is not None and "num_classes" not in settings:
-        settings = settings | _classes_of(name, state)
+        settings = settings | head_width(name, state)
     pretrained = pretrained and folder is None and state is None
     try:
         model = load_model(folder, **settings) if folder else timm.create_model(name, pretrained=pretrained, **settings)
@@ -75,7 +72,7 @@ def build_model(
         of_timm = {"num_classes", *inspect.signature(timm.create_model).parameters}  # the rest makes the architecture
         model.kdnb_args = {key: value for key, value in settings.items() if key not in of_timm}
     if state is not None:
-        model.head_is_random = _load_state(model, state, Path(checkpoint))
+        model.head_is_random = load_weights(model, state, Path(checkpoint))
     return model
 
 
@@ -99,63 +96,6 @@ def _require_known(name: str):
     known = tags or timm.list_models()
     near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.5)) or "none"
     raise ValueError(f"{name} is no model that timm knows and no model folder; near names are {near}.")
-
-
-def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file, without wrappers. Raises FileNotFoundError, or ValueError where there are none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; check teacher_checkpoint.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"checkpoint {path} cannot be read as weights ({str(error).splitlines()[0][:120]}).") from None
-    for container in _CONTAINERS:
-        if isinstance(state, dict) and isinstance(state.get(container), dict):
-            state = state[container]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint {path} holds no state dict; expected names and tensors.")
-    if any(name.startswith("encoder.model.") for name in state):  # a run's Student: its projections are not the model's
-        state = {name: value for name, value in state.items() if name.startswith("encoder.model.")}
-    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}  # as the published CIFAR ResNets say
-
-
-def _classes_of(name: str, state: dict) -> dict:
-    """The width of the head in a checkpoint, as `num_classes`, 0 where it has none; nothing for a folder or the Hub's model."""
-    import timm
-
-    config = timm.models.get_pretrained_cfg(name.split(".")[0])
-    if config is None:
-        return {}
-    head = config.classifier if isinstance(config.classifier, str) else (config.classifier or ("",))[0]
-    weight = state.get(f"{head}.weight")
-    return {"num_classes": 0 if weight is None else len(weight)}
-
-
-def _load_state(model: nn.Module, state: dict, path: Path) -> bool:
-    """Load weights; everything but the head must fit. Returns whether the head was left at random."""
-    expected = model.state_dict()
-    heads = model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    differing = [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
-    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
-    missing = {n for n in missing if not n.endswith("num_batches_tracked")}
-    shapes = {n: f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}" for n in differing}
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    faults = {kind: sorted(n for n in names if not n.startswith(heads)) for kind, names in faults.items()}
-    faults["of another shape"] = [shapes[n] for n in faults["of another shape"]]
-    faults = {kind: names for kind, names in faults.items() if names}
-    if faults:
-        words = "; ".join(f"{len(n)} {kind}: {', '.join(n[:5])}{' ...' if len(n) > 5 else ''}" for kind, n in faults.items())
-        raise ValueError(f"checkpoint {path} is of another architecture than {type(model).__name__}: {words}.")
-    model.load_state_dict({n: v for n, v in state.items() if n in expected and n not in differing}, strict=False)
-    return model.num_classes > 0 and any(n.startswith(heads) for n in [*missing, *differing])
 
 
 class FeatureModel(nn.Module):

@@ -172,7 +172,7 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     """A number for each pair of settings, {y: {x: value}}; the best one is framed."""
     rows, columns = list(values), list(next(iter(values.values())))
     table = np.array([[values[row][column] for column in columns] for row in rows])
-    figure, axes = new_figure(size=(1.6 + 0.95 * len(columns), 1.7 + 0.6 * len(rows)))
+    figure, axes = new_figure(size=(2.4 + 1.1 * len(columns), 1.7 + 0.6 * len(rows)))
     picture = axes.imshow(table, cmap="Blues", aspect="auto")
     middle = (table.min() + table.max()) / 2
     for (row, column), value in np.ndenumerate(table):
@@ -184,15 +184,15 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes).set_label(measure, size=11)
-    found = f"Best {measure}: {table.max():.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
-    set_title(axes, found, width=max(30, 11 * len(columns)))
+    found = f"Best: {table.max():.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
+    set_title(axes, found, width=max(40, 12 * len(columns)))
     return figure
 
 
 def _frame(cell: tuple[int, int]):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((cell[1] - 0.5, cell[0] - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5)
+    return Rectangle((cell[1] - 0.5, cell[0] - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5, clip_on=False)
 
 
 def _class_colours(count: int) -> list:

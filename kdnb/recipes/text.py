@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 
 from kdnb import ranks
-from kdnb.data.text import Texts, missing_classes, open_texts, split_validation, stratified_rows
+from kdnb.data.stratified import split_validation, stratified_rows
+from kdnb.data.text import Texts, missing_classes, open_texts
 from kdnb.data.text_loader import TextLoader
 from kdnb.data.tokens import tokenise
 from kdnb.evaluation.compare import Side, compare_models
@@ -74,8 +75,8 @@ def build_student(p: SimpleNamespace, data: Data) -> TextClassifier:
     """The student with its first weights; the seed alone decides a head that its checkpoint lacks."""
     name = local_or_hub(p.student)
     if p.student == "builtin":
-        settings = {"vocab_size": 2048, "hidden": 64, "layers": 1, "max_length": p.max_length, "seed": p.seed}
-        name = str(small_bert(data, settings))
+        shape = {"kind": "modernbert", "vocab_size": 2048, "hidden": 64, "layers": 1, "dropout": 0.2}
+        name = str(small_model(data, shape | {"max_length": p.max_length, "seed": p.seed}))
     set_seed(p.seed)
     checkpointing = p.gradient_checkpointing
     student = load_classifier(name, num_classes=len(data.classes), classes=data.classes, gradient_checkpointing=checkpointing)
@@ -201,8 +202,8 @@ def _draw(texts: Texts, count: int | None, **how) -> Texts:
     return texts if count is None else texts.take(stratified_rows(texts.labels, count, num_rows=len(texts), **how))
 
 
-def small_bert(data: Data, settings: dict) -> Path:
-    """Folder of a small BERT with random weights for these texts: found, or made now."""
+def small_model(data: Data, settings: dict) -> Path:
+    """Folder of a small classifier with random weights for these texts: found, or made now."""
     key = hashlib.sha256(f"{data.pool.fingerprint} {sorted(settings.items())}".encode()).hexdigest()[:16]
     folder = anchored("outputs/small_text") / key
     with ranks.rank_0_first():  # a tokenizer that is learnt twice is not quite the same

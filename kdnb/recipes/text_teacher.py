@@ -16,12 +16,12 @@ from kdnb.knowledge import knowledge_of, require_knowledge
 from kdnb.models.fingerprint import weights_fingerprint
 from kdnb.models.text import TextClassifier, load_classifier, save_classifier, set_head
 from kdnb.models.zero_shot import label_logits
-from kdnb.recipes.text import Data, answers, build_loader, small_bert, text_views
+from kdnb.recipes.text import Data, answers, build_loader, small_model, text_views
 from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.train import train
 
 _TEACHER = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3}
-_SHAPE = {"hidden": 128, "layers": 2, "vocab_size": 4096, "dropout": 0.2, "seed": 0}
+_SHAPE = {"kind": "modernbert", "hidden": 128, "layers": 2, "vocab_size": 4096, "dropout": 0.2, "seed": 0}
 _WAYS = (
     "set teacher_head to linear (logistic regression on the frozen features), finetune (train the teacher on the labels first) "
     "or labels (score the class names by the language model's likelihood), or give a trained teacher"
@@ -29,7 +29,7 @@ _WAYS = (
 
 
 def build_teacher(p: SimpleNamespace, data: Data) -> TextClassifier:
-    """The frozen teacher on the device: a model folder, the Hub, or a small BERT trained here on the labels of the pool."""
+    """The frozen teacher on the device: a model folder, the Hub, or a small ModernBERT trained here on the labels of the pool."""
     name = _builtin_teacher(p, data) if p.teacher == "builtin" else local_or_hub(p.teacher)
     return load_classifier(name, num_classes=len(data.classes), classes=data.classes, frozen=True).to(find_device())
 
@@ -86,8 +86,8 @@ def _key(teacher: TextClassifier, texts: Texts, *others) -> str:
 
 
 def _builtin_teacher(p: SimpleNamespace, data: Data) -> Path:
-    """Folder of a small BERT trained on the labels of the pool: found from an earlier run, or trained now."""
-    base = small_bert(data, _SHAPE | {"max_length": p.max_length})
+    """Folder of a small ModernBERT trained on the labels of the pool: found from an earlier run, or trained now."""
+    base = small_model(data, _SHAPE | {"max_length": p.max_length})
     run = Run(f"teacher_text_{base.name}", _TEACHER)
     if not run.finished:
         teacher = load_classifier(base, classes=data.classes).to(find_device())

@@ -1,27 +1,33 @@
-"""What soft labels are worth on AG News, and what asking a cached teacher costs.
+"""What soft labels are worth on AG News and on the built-in texts, and what asking a cached teacher costs.
 
     pytest -m benchmark -s tests/benchmarks/test_text_distillation.py
 
-About 15 minutes on two cores. Teacher and student are small BERTs with random first weights, trained here; per seed, students
-of the same first weights take the same steps. KDNB_REAL_DATA/ag_news holds train.csv and test.csv (class, title, description).
+About 25 minutes on two cores. Teacher and student are small ModernBERTs with random first weights, trained here; per seed,
+students of the same first weights take the same steps.
+
+KDNB_REAL_DATA/ag_news holds train.csv and test.csv (class, title, description).
 """
 
 import statistics
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from kdnb.data.text import stratified_rows
+from kdnb.data.stratified import stratified_rows
 from kdnb.losses import DistillationLoss
 from kdnb.models.small_text import make_small_classifier
+from kdnb.params import check_params
 from kdnb.recipes import text, text_teacher
 from kdnb.runs import Run
 from kdnb.teachers import CachedLogits, LiveTextTeacher
 
 pytestmark = pytest.mark.benchmark
+ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
 TEACHER = {"kind": "modernbert", "hidden": 128, "layers": 2, "vocab_size": 16384, "dropout": 0.3}
 STUDENT = {"kind": "modernbert", "hidden": 96, "layers": 1, "vocab_size": 16384, "dropout": 0.3}
@@ -49,6 +55,14 @@ def small(folder, data, shape, seed) -> str:
     return str(folder)
 
 
+def report(accuracy: dict[str, list[float]]) -> dict[str, float]:
+    """Print a line for each name; the means."""
+    print(f"\n{'test accuracy, mean and standard deviation':30s}")
+    for name, values in accuracy.items():
+        print(f"{name:30s} {statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}   {[round(v, 3) for v in values]}")
+    return {name: statistics.mean(values) for name, values in accuracy.items()}
+
+
 def test_soft_labels_against_labels_alone_on_ag_news(real_data, tmp_path):
     accuracy: dict[str, list[float]] = {}
     for seed in SEEDS:
@@ -66,11 +80,24 @@ def test_soft_labels_against_labels_alone_on_ag_news(real_data, tmp_path):
             p.epochs, part = epochs, text.Data(data.pool, data.pool.take(rows), data.validation, data.test)
             student, _ = text.distil(p, part, logits[list(rows)], Run(f"{seed} {name}", {}, outputs=tmp_path), alpha=alpha)
             accuracy.setdefault(name, []).append(text.accuracy(p, student, data.test))
-    print(f"\n{'test accuracy, mean and standard deviation':30s}")
-    for name, values in accuracy.items():
-        print(f"{name:30s} {statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}   {[round(v, 3) for v in values]}")
-    means = {name: statistics.mean(values) for name, values in accuracy.items()}
+    means = report(accuracy)
     assert means["all rows, no labels"] > means["200 rows, labels only"] > 0.25
+
+
+def test_soft_labels_against_labels_alone_on_the_built_in_texts(tmp_path):
+    """The notebook's own parameters, teacher and student."""
+    notebook, accuracy = nbformat.read(ROOT / "notebooks" / "soft_distill_text.ipynb", 4), {}
+    exec(next(cell.source for cell in notebook.cells if cell.id == "parameters"), given := {})
+    for seed in SEEDS:
+        p = check_params(given | {"seed": seed}, "soft_distill_text")
+        data = text.load_data(p)
+        teacher = text_teacher.build_teacher(p, data)
+        accuracy.setdefault("teacher", []).append(text.accuracy(p, teacher, data.test))
+        logits = text.answers(p, teacher, data.train)
+        for alpha in (0.0, p.alpha, 1.0):
+            student, _ = text.distil(p, data, logits, Run(f"{seed} {alpha}", {}, outputs=tmp_path), alpha=alpha)
+            accuracy.setdefault(f"alpha {alpha}", []).append(text.accuracy(p, student, data.test))
+    assert min(report(accuracy).values()) > 2 / len(data.classes)
 
 
 def test_a_step_with_cached_logits_costs_what_a_supervised_step_costs(real_data, tmp_path):

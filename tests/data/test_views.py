@@ -2,12 +2,11 @@
 
 import pickle
 
-import numpy as np
 import pytest
 import torch
 
 from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD
-from kdnb.data.views import CleanTransform, FastMultiCropTransform, SimpleTransform, normalise, uniform
+from kdnb.data.views import CleanTransform, FastMultiCropTransform, SimpleTransform, normalise
 
 NORMALISED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 TRANSFORMS = {
@@ -95,17 +94,6 @@ def test_crops_have_the_areas_asked_for():
     assert torch.allclose(widths, torch.tensor(128 * 31 / 32), atol=2)
     left = seen.amin(1)
     assert left.min() < 12 and left.max() > 116  # every corner comes up
-
-
-def test_random_numbers_are_uniform_and_unrelated():
-    u = uniform(0, 0, np.arange(20_000), 0, range(4))
-    assert u.shape == (20_000, 4) and u.min() >= 0 and u.max() < 1
-    for column in u.T:
-        ranks = np.sort(column)
-        assert np.abs(ranks - np.arange(20_000) / 20_000).max() < 1.95 / np.sqrt(20_000)  # Kolmogorov, p = 0.001
-    neighbours = [u[1:, 0], uniform(0, 1, np.arange(19_999), 0, [0])[:, 0], uniform(0, 0, np.arange(19_999), 1, [0])[:, 0]]
-    for other in [*neighbours, uniform(1, 0, np.arange(19_999), 0, [0])[:, 0], u[:-1, 1]]:
-        assert abs(np.corrcoef(u[:-1, 0], other)[0, 1]) < 4 / np.sqrt(20_000)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""Weights in checkpoint files: read without their wrappers, and loaded only into the architecture that they are of."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "student")  # where checkpoint files keep the weights
+_PREFIXES = ("module.", "_orig_mod.", "encoder.model.", "model.", "backbone.")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file, without wrappers. Raises FileNotFoundError, or ValueError where there are none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; check teacher_checkpoint.")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"checkpoint {path} cannot be read as weights ({str(error).splitlines()[0][:120]}).") from None
+    for container in _CONTAINERS:
+        if isinstance(state, dict) and isinstance(state.get(container), dict):
+            state = state[container]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} holds no state dict; expected names and tensors.")
+    if any(name.startswith("encoder.model.") for name in state):  # a run's Student: its projections are not the model's
+        state = {name: value for name, value in state.items() if name.startswith("encoder.model.")}
+    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}  # as the published CIFAR ResNets say
+
+
+def head_width(name: str, state: dict) -> dict:
+    """The width of the head in a checkpoint, as `num_classes`, 0 where it has none; nothing for a folder or the Hub's model."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(name.split(".")[0])
+    if config is None:
+        return {}
+    head = config.classifier if isinstance(config.classifier, str) else (config.classifier or ("",))[0]
+    weight = state.get(f"{head}.weight")
+    return {"num_classes": 0 if weight is None else len(weight)}
+
+
+def load_weights(model: nn.Module, state: dict, path: Path) -> bool:
+    """Load weights; everything but the head must fit. Returns whether the head was left at random."""
+    expected = model.state_dict()
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    differing = [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    missing = {n for n in missing if not n.endswith("num_batches_tracked")}
+    shapes = {n: f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}" for n in differing}
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    faults = {kind: sorted(n for n in names if not n.startswith(heads)) for kind, names in faults.items()}
+    faults["of another shape"] = [shapes[n] for n in faults["of another shape"]]
+    faults = {kind: names for kind, names in faults.items() if names}
+    if faults:
+        words = "; ".join(f"{len(n)} {kind}: {', '.join(n[:5])}{' ...' if len(n) > 5 else ''}" for kind, n in faults.items())
+        raise ValueError(f"checkpoint {path} is of another architecture than {type(model).__name__}: {words}.")
+    model.load_state_dict({n: v for n, v in state.items() if n in expected and n not in differing}, strict=False)
+    return model.num_classes > 0 and any(n.startswith(heads) for n in [*missing, *differing])
