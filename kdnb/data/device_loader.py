@@ -4,10 +4,12 @@ The shards that a run visits are copied once, as they are stored (500,000 uint8 
 and batches are bitwise those of `kdnb.data.loader.BatchReader`.
 """
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import nn
 
 from kdnb.data.epochs import EpochLoader
 from kdnb.data.loader import BatchReader
@@ -78,6 +80,25 @@ def bytes_on_device(loader: BatchReader, epochs: int) -> int:
     reader = loader.dataset.reader
     rows = sum(reader.shard_sizes[shard] for shard in visited_shards(loader, epochs))
     return rows * (int(np.prod(reader.row_shape)) * reader.dtype.itemsize + 8 * reader.labelled)
+
+
+def step_bytes(student: nn.Module, loader: BatchReader, answers, views, loss) -> int:
+    """Bytes that a training step takes on the GPU beyond what is allocated now, AdamW's two moments included.
+
+    The step is taken on a copy of `student`, with the `answers`, `views` and `loss` of `kdnb.train.train`.
+    """
+    trial, weights = copy.deepcopy(student), sum(weight.nbytes for weight in student.parameters())
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(loader.device)
+    before = torch.cuda.memory_allocated(loader.device)
+    batch = next(loader.batches(0)) | {"epoch": 0}
+    inputs = views(batch["image"], batch["id"], 0)
+    given = answers(inputs[: views.num_global], batch)
+    loss([trial(view) for view in inputs], given, batch.get("label"))["loss"].backward()
+    peak = torch.cuda.max_memory_allocated(loader.device) - before
+    del trial, batch, inputs, given
+    torch.cuda.empty_cache()
+    return peak + 2 * weights
 
 
 def fits(needed: int, *, free: int, peak: int) -> tuple[bool, str]:

@@ -127,6 +127,7 @@ def _table() -> dict[str, Param]:
           low=1, optional=True),
         p("sweep_temperatures", list[float], "temperatures of the sweep; empty: no sweep", TEXT),
         p("sweep_alphas", list[float], "alphas of the sweep", TEXT),
+        p("sweep_epochs", int, "epochs of each run of the sweep", TEXT, low=1),
     ]  # fmt: skip
     return {row.name: row for row in rows}
 

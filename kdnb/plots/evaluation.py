@@ -168,8 +168,8 @@ def differences(intervals: Mapping[str, tuple[float, float, float]], *, points: 
     return figure
 
 
-def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylabel: str, measure: str):
-    """A number for each pair of settings, {y: {x: value}}; the best one is framed."""
+def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylabel: str, measure: str, examples: int):
+    """An accuracy for each pair of settings, {y: {x: value}}; the best one is framed, with its standard error over `examples`."""
     rows, columns = list(values), list(next(iter(values.values())))
     table = np.array([[values[row][column] for column in columns] for row in rows])
     figure, axes = new_figure(size=(2.4 + 1.1 * len(columns), 1.7 + 0.6 * len(rows)))
@@ -184,7 +184,8 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes).set_label(measure, size=11)
-    found = f"Best: {table.max():.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
+    error = np.sqrt(table.max() * (1 - table.max()) / examples)  # of a share of independent examples
+    found = f"Best: {table.max():.3f} ± {error:.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
     set_title(axes, found, width=max(40, 12 * len(columns)))
     return figure
 

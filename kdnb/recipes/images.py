@@ -4,7 +4,6 @@ Each function takes the notebook's parameters `p` (from `check_params`) and retu
 pieces from the modules that they come from.
 """
 
-import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from kdnb import ranks
 from kdnb.data.datasets import RawImageDataset
-from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits
+from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits, step_bytes
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
 from kdnb.data.order import Order
@@ -207,29 +206,13 @@ def place_data(p: SimpleNamespace, loader, student: Student, answers, views, los
     if p.cache_on_device == "false" or not isinstance(loader, BatchReader) or (p.cache_on_device == "auto" and not cuda):
         return loader
     if p.cache_on_device == "auto":
-        peak = _step_bytes(student, loader, answers, views, loss)
+        peak = step_bytes(student, loader, answers, views, loss)
         free = torch.cuda.mem_get_info(loader.device)[0]
         enough, said = fits(bytes_on_device(loader, p.epochs), free=free, peak=peak)
         print(f"cache_on_device: {said}", flush=True)
         if not enough:
             return loader
     return DeviceLoader(loader, epochs=p.epochs)
-
-
-def _step_bytes(student: Student, loader, answers, views, loss) -> int:
-    """Bytes that a training step takes on the GPU beyond what is allocated now, AdamW's two moments included."""
-    trial, weights = copy.deepcopy(student), sum(weight.nbytes for weight in student.parameters())
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(loader.device)
-    before = torch.cuda.memory_allocated(loader.device)
-    batch = next(loader.batches(0)) | {"epoch": 0}
-    inputs = views(batch["image"], batch["id"], 0)
-    given = answers(inputs[: views.num_global], batch)
-    loss([trial(view) for view in inputs], given, batch.get("label"))["loss"].backward()
-    peak = torch.cuda.max_memory_allocated(loader.device) - before
-    del trial, batch, inputs, given
-    torch.cuda.empty_cache()
-    return peak + 2 * weights
 
 
 def save_student(student: Student, folder: Path):

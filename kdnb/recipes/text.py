@@ -165,8 +165,8 @@ text_views.num_global = 1
 
 
 def sweep(p: SimpleNamespace, data: Data, logits: torch.Tensor, out: Run) -> dict[float, dict[float, float]]:
-    """Best validation accuracy for each temperature and alpha of `p`, each a run below `out`; with alpha 0 the temperature
-    plays no part, and one run serves all. {temperature: {alpha: accuracy}}."""
+    """Best validation accuracy for each temperature and alpha of `p`, each a run of `sweep_epochs` below `out`; with alpha 0
+    the temperature plays no part, and one run serves all. {temperature: {alpha: accuracy}}."""
     found: dict[float, dict[float, float]] = {}
     for temperature in p.sweep_temperatures:
         for alpha in p.sweep_alphas:
@@ -175,7 +175,8 @@ def sweep(p: SimpleNamespace, data: Data, logits: torch.Tensor, out: Run) -> dic
                 found.setdefault(temperature, {})[alpha] = first[alpha]
                 continue
             run = Run(f"T{temperature:g}_A{alpha:g}", vars(p), prefix="sweep", outputs=out.folder / "sweep")
-            _, history = distil(p, data, logits, run, temperature=temperature, alpha=alpha)
+            changes = {"temperature": temperature, "alpha": alpha, "epochs": p.sweep_epochs}
+            _, history = distil(p, data, logits, run, **changes)
             found.setdefault(temperature, {})[alpha] = max(epoch["val_accuracy"] for epoch in history["epochs"])
     return found
 

@@ -66,8 +66,8 @@ def test_differences_show_mean_interval_and_every_seed():
 
 def test_a_heat_map_frames_the_best_cell():
     values = {1.0: {0.0: 0.5, 0.7: 0.6}, 3.0: {0.0: 0.5, 0.7: 0.8}}
-    axes, bar = plots.heat_map(values, xlabel="alpha", ylabel="temperature", measure="accuracy").axes
+    axes, bar = plots.heat_map(values, xlabel="alpha", ylabel="temperature", measure="accuracy", examples=400).axes
     assert bar.get_ylabel() == "accuracy"
     assert axes.images[0].get_array().tolist() == [[0.5, 0.6], [0.5, 0.8]]
     assert axes.patches[-1].get_xy() == (0.5, 0.5)
-    assert " ".join(axes.get_title(loc="left").split()) == "Best: 0.800 at alpha 0.7, temperature 3"
+    assert " ".join(axes.get_title(loc="left").split()) == "Best: 0.800 ± 0.020 at alpha 0.7, temperature 3"

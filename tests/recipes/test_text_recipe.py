@@ -51,7 +51,7 @@ def p(tmp_path, monkeypatch):
         "temperature": 3.0, "alpha": 0.7, "epochs": 3, "max_steps_per_epoch": None, "batch_size": 16,
         "gradient_accumulation_steps": 1, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 3, "clip_grad_norm": 1.0,
         "mixed_precision": "no", "gradient_checkpointing": False, "early_stopping": None, "seed": 0, "save_every_steps": None,
-        "keep_checkpoints": 1, "sweep_temperatures": [1.0, 3.0], "sweep_alphas": [0.0, 1.0],
+        "keep_checkpoints": 1, "sweep_temperatures": [1.0, 3.0], "sweep_alphas": [0.0, 1.0], "sweep_epochs": 1,
     }  # fmt: skip
     return SimpleNamespace(**given)
 
@@ -202,8 +202,8 @@ def test_a_teacher_of_other_classes_is_refused(p, tmp_path):
 
 
 def test_the_sweep_runs_alpha_zero_once(p, tmp_path):
-    p.epochs = 1
     data, out = text.load_data(p), run_of(tmp_path)
     table = text.sweep(p, data, torch.nn.functional.one_hot(data.train.labels).float() * 5, out)
     assert set(table) == {1.0, 3.0} and set(table[1.0]) == {0.0, 1.0} and table[1.0][0.0] == table[3.0][0.0]
-    assert len(list((out.folder / "sweep").iterdir())) == 3
+    histories = list((out.folder / "sweep").glob("*/history.json"))
+    assert [len(json.loads(path.read_text())["epochs"]) for path in histories] == [p.sweep_epochs] * 3
