@@ -1,8 +1,8 @@
 """Papermill for one process or many: `python -m kdnb.papermill notebooks/train_fixed.ipynb out.ipynb -p fixed_shards 25`.
 
-Alone it is papermill, with the same options. Under `python -m torch.distributed.run --nproc-per-node 8 -m kdnb.papermill …`
-each rank runs the notebook in a kernel of its own, which inherits its rank; rank 0 writes `out.ipynb`, the others keep theirs
-(`out.rank3.ipynb`) only when they fail.
+Alone it is papermill, with the same options; its kernels talk over Unix sockets instead of TCP ports. Under
+`python -m torch.distributed.run --nproc-per-node 8 -m kdnb.papermill …` each rank runs the notebook in a kernel of its own, which
+inherits its rank; rank 0 writes `out.ipynb`, the others keep theirs (`out.rank3.ipynb`) only when they fail.
 
 A rank that fails says so and ends with an error, upon which torch.distributed.run ends the others. SIGTERM and SIGUSR1 go on to
 the kernel, where training answers with a checkpoint (`kdnb.preempt`); the exit code is then 75: the same command goes on.
@@ -29,16 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     from papermill.cli import papermill as command
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    if ranks.world() == 1 and "SLURM_JOB_ID" not in os.environ:  # whose signals have to reach the kernel, too
-        return command.main(arguments, prog_name="python -m kdnb.papermill", standalone_mode=True)
-    try:
-        context = command.make_context("python -m kdnb.papermill", list(arguments))
-    except Exit as done:  # --help
-        return done.exit_code
-    except ClickException as error:
-        error.show()
-        return error.exit_code
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=_short_folder()) as folder:
+        _use_sockets(Path(folder))
+        if ranks.world() == 1 and "SLURM_JOB_ID" not in os.environ:  # whose signals have to reach the kernel, too
+            return command.main(arguments, prog_name="python -m kdnb.papermill", standalone_mode=True)
+        try:
+            context = command.make_context("python -m kdnb.papermill", list(arguments))
+        except Exit as done:  # --help
+            return done.exit_code
+        except ClickException as error:
+            error.show()
+            return error.exit_code
         kept = Path(context.params["output_path"] or "out.ipynb")
         if ranks.rank() > 0:
             os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
@@ -48,6 +49,29 @@ def main(arguments: list[str] | None = None) -> int:
         if ranks.rank() > 0 and code not in (0, TRY_AGAIN) and written.is_file():
             shutil.copyfile(written, kept.with_name(f"{kept.stem}.rank{ranks.rank()}{kept.suffix}"))
     return code
+
+
+def _use_sockets(folder: Path):
+    """Let the kernels of this process talk through sockets in `folder`.
+
+    Jupyter picks TCP ports, lets go of them and hopes that they are free a second later, when the kernel takes them. Ranks that
+    start together take each other's now and then, which ends in "Kernel died before replying to kernel_info".
+    """
+    from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
+
+    class SocketEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, *arguments, **settings):
+            config = Config({"KernelManager": {"transport": "ipc", "ip": str(folder / "kernel")}})
+            return super().execute_managed_notebook(*arguments, config=config, **settings)
+
+    papermill_engines.register(None, SocketEngine)
+
+
+def _short_folder() -> str | None:
+    """Where to put sockets, whose paths may have about 100 letters: the usual place (None), or /tmp."""
+    return None if len(tempfile.gettempdir()) < 70 else "/tmp"
 
 
 def _run(command, context) -> int:

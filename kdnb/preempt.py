@@ -27,7 +27,11 @@ class Asked:
 
 @contextlib.contextmanager
 def watching() -> Iterator[Asked]:
-    """Take the signals in the block, and hand them back to whoever had them after it. Only a main thread can."""
+    """Take the signals in the block, and hand them back to whoever had them after it. Only a main thread can.
+
+    A rank that stops because another one was asked to keeps them: its own signal is on the way, and would end the process in the
+    middle of saying goodbye.
+    """
     asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -35,6 +39,10 @@ def watching() -> Iterator[Asked]:
     before = {number: signal.signal(number, asked) for number in _SIGNALS}
     try:
         yield asked
+    except Preempted:
+        if not asked.by:
+            before = {}
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,12 @@ import nbformat
 import psutil
 import pytest
 
-HELLO = 'import os\nwords = f\'rank {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)}, {word}\'\nprint(words)'
+HELLO = """
+import json, os
+from ipykernel.connect import get_connection_info
+print(f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}, {word}")
+print(json.loads(get_connection_info())["transport"])
+"""
 # A sum over ranks again and again, a file when it has begun; what a rank does when asked is written by each test.
 SUMS = """
 import os, pathlib, time, torch, torch.distributed as dist
@@ -61,7 +66,7 @@ def test_alone_it_is_papermill(tmp_path):
     book = notebook(tmp_path / "in.ipynb", HELLO, word="a")
     process = start(book, "-p", "word", "hello")
     assert process.communicate()[1] is not None and process.returncode == 0
-    assert outputs(tmp_path / "out.ipynb") == "rank 0 of 1, hello\n"
+    assert outputs(tmp_path / "out.ipynb") == "rank 0 of 1, hello\nipc\n"
     failing = start(notebook(tmp_path / "bad.ipynb", "raise KeyError('no such thing')"))
     error = failing.communicate()[1]
     assert failing.returncode == 1 and "no such thing" in error
@@ -74,6 +79,8 @@ def test_a_rank_writes_its_own_output_only_where_that_is_asked_for(tmp_path, ran
     process.communicate()
     assert process.returncode == 0
     assert [path.name for path in tmp_path.glob("out*")] == (["out.ipynb"] if rank == 0 else [])
+    if rank == 0:
+        assert outputs(tmp_path / "out.ipynb") == "rank 0 of 2, hello\nipc\n"
     bad = start(notebook(tmp_path / "bad.ipynb", "1 / 0"), RANK=str(rank), WORLD_SIZE="2")
     error = bad.communicate()[1]
     assert bad.returncode == 1 and f"rank {rank} of 2: ZeroDivisionError: division by zero" in error
@@ -128,5 +135,5 @@ def test_two_ranks_write_one_notebook_and_stop_together_when_asked(tmp_path):
     wait_for(lambda: begun(tmp_path), 120)
     process.send_signal(signal.SIGUSR1)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and error.count("of 2: stopped at step") == 2
+    assert process.returncode != 0 and error.count("of 2: stopped at step") == 2, error
     assert [path.name for path in tmp_path.glob("out*")] == ["out.ipynb"]

@@ -77,7 +77,7 @@ def test_a_preempted_training_job_checkpoints_and_queues_itself_again(start, tmp
     process.send_signal(signal.SIGUSR1)  # to the script alone, as `--signal=B:USR1@120` does
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 0 and (tmp_path / "requeued").read_text() == "4242\n", said
-    assert said.count("of 2: stopped at step") == 2
+    assert said.count("of 2: stopped at step") == 2, said
     (book,) = (tmp_path / "outputs").glob("p_4242*.ipynb")
     assert "stopped at step" in str(nbformat.read(book, 4).cells)
 

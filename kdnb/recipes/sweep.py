@@ -140,7 +140,7 @@ def _start(run: Planned, parallel: int) -> subprocess.Popen:
     parameters = run.folder.with_name(f"{run.folder.name}.yaml")
     parameters.write_text(yaml.safe_dump(run.parameters), encoding="utf-8")
     source = project_root() / "notebooks" / f"{run.notebook}.ipynb"
-    command = [sys.executable, "-m", "papermill", source, _notebook(run), "-f", parameters, "--no-progress-bar"]
+    command = [sys.executable, "-m", "kdnb.papermill", source, _notebook(run), "-f", parameters, "--no-progress-bar"]
     threads = str(max(1, (os.cpu_count() or 1) // parallel))  # runs that fight for cores are many times slower
     environment = os.environ | {"KDNB_PROGRESS": "text", "OMP_NUM_THREADS": threads}
     with open(_log(run), "w") as log:

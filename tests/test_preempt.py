@@ -1,0 +1,47 @@
+"""Signals that ask to stop: noticed in the block, handed back after it, and absorbed where another rank's came first."""
+
+import os
+import signal
+
+import pytest
+
+from kdnb.preempt import Preempted, watching
+
+
+@pytest.fixture
+def came():
+    """Names of the signals that reached whoever had them before the block."""
+    names = []
+    before = {
+        number: signal.signal(number, lambda number, frame: names.append(signal.Signals(number).name))
+        for number in (signal.SIGTERM, signal.SIGUSR1)
+    }
+    yield names
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_noticed_in_the_block_and_handed_back_after_it(came, number):
+    with pytest.raises(Preempted), watching() as asked:
+        assert asked.by == ""
+        os.kill(os.getpid(), number)
+        assert asked.by == signal.Signals(number).name and came == []
+        raise Preempted("a checkpoint was written")
+    os.kill(os.getpid(), number)
+    assert came == [signal.Signals(number).name]
+
+
+def test_a_block_that_ends_in_another_way_hands_the_signals_back(came):
+    with pytest.raises(ValueError, match="a bug"), watching():
+        raise ValueError("a bug")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert came == ["SIGUSR1"]
+
+
+def test_a_rank_that_stopped_for_another_survives_its_own_signal(came):
+    with pytest.raises(Preempted), watching() as asked:
+        raise Preempted("another rank was asked to stop")
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    assert came == [] and asked.by == "SIGTERM"
