@@ -51,9 +51,11 @@ def start(book: Path, *options: str, ranks: int = 1, **environment) -> subproces
     return subprocess.Popen([*command, *options], env=os.environ | environment, **pipes)
 
 
-def wait_for(condition, seconds: float = 60):
+def wait_for(condition, seconds: float = 60, *, process: subprocess.Popen | None = None):
+    """Until `condition()`; what `process` said is the error's text where it ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
+        assert process is None or process.poll() is None, "".join(filter(None, process.communicate()))[-6000:]
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
 
@@ -93,7 +95,7 @@ def test_a_signal_reaches_the_kernel_and_the_code_says_try_again(tmp_path, numbe
     wait += "    pathlib.Path(out, 'pid').write_text('')\n    while not asked.by:\n        time.sleep(0.01)\n"
     wait += "raise Preempted(f'wrote a checkpoint after {asked.by}')"
     process = start(notebook(tmp_path / "in.ipynb", wait, out=str(tmp_path)), RANK="0", WORLD_SIZE="2")
-    wait_for((tmp_path / "pid").exists)
+    wait_for((tmp_path / "pid").exists, process=process)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == code and f"wrote a checkpoint after {signal.Signals(number).name}" in error
@@ -104,7 +106,7 @@ def test_a_kernel_that_does_not_answer_is_ended(tmp_path):
     deaf += "pathlib.Path(out, 'pid').write_text(str(os.getpid()))\ntime.sleep(600)"
     book = notebook(tmp_path / "in.ipynb", deaf, out=str(tmp_path))
     process = start(book, RANK="0", WORLD_SIZE="2", KDNB_GRACE_S="1")
-    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), process=process)
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "to which the kernel did not answer" in error
@@ -122,7 +124,7 @@ def begun(folder: Path) -> bool:
 @pytest.mark.parametrize("victim", ["kernel", "launcher"])
 def test_when_a_rank_is_killed_all_ends_and_no_kernel_stays(tmp_path, victim):
     process = start(notebook(tmp_path / "in.ipynb", SUMS, out=str(tmp_path)), ranks=2)
-    wait_for(lambda: begun(tmp_path), 120)
+    wait_for(lambda: begun(tmp_path), 120, process=process)
     kernels = pids(tmp_path)
     psutil.Process(kernels[1] if victim == "kernel" else psutil.Process(kernels[1]).ppid()).kill()
     error = process.communicate(timeout=60)[1]
@@ -132,7 +134,7 @@ def test_when_a_rank_is_killed_all_ends_and_no_kernel_stays(tmp_path, victim):
 
 def test_two_ranks_write_one_notebook_and_stop_together_when_asked(tmp_path):
     process = start(notebook(tmp_path / "in.ipynb", SUMS, out=str(tmp_path)), ranks=2)
-    wait_for(lambda: begun(tmp_path), 120)
+    wait_for(lambda: begun(tmp_path), 120, process=process)
     process.send_signal(signal.SIGUSR1)
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and error.count("of 2: stopped at step") == 2, error

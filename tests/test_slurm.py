@@ -72,7 +72,7 @@ def test_a_preempted_training_job_checkpoints_and_queues_itself_again(start, tmp
     (tmp_path / "p.yaml").write_text("{}\n")
     variables = {"SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "here", "GPUS": "2"}
     process = start("train.sbatch", NOTEBOOK=str(book), PARAMS="p.yaml", **variables)
-    wait_for(lambda: begun(tmp_path), 120)
+    wait_for(lambda: begun(tmp_path), 120, process=process)
     time.sleep(0.5)
     process.send_signal(signal.SIGUSR1)  # to the script alone, as `--signal=B:USR1@120` does
     said = process.communicate(timeout=90)[0]
