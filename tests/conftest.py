@@ -3,9 +3,6 @@
 import os
 from pathlib import Path
 
-# The tests' models are so small that threads cost more than they bring; the notebooks' kernels inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import pytest
 import torch
 from caches import write_cache

@@ -69,26 +69,31 @@ class DigitsSource:
     labelled = True
 
     def __init__(self, split: str):
-        from sklearn.datasets import load_digits
-
-        rows = {"train": slice(0, 1500), "test": slice(1500, None)}
+        rows = {"train": range(1500), "test": range(1500, 1797)}
         if split not in rows:
             raise ValueError(no_split("digits", split, rows))
-        digits = load_digits()
         self.name = f"digits/{split}"
-        self.classes = [str(name) for name in digits.target_names]
-        self._labels = digits.target[rows[split]]
-        self._greys = np.rint(digits.images[rows[split]] * (255 / 16)).astype(np.uint8)  # [N, 8, 8]
-        self.num_images = len(self._labels)
+        self.classes = [str(digit) for digit in range(10)]
+        self.num_images = len(rows[split])
+        self._rows = rows[split]
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint_of(self, [])
 
+    @cached_property
+    def _digits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Greys uint8 [N, 8, 8] and labels; loaded when somebody looks, as importing scikit-learn takes a second."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return np.rint(digits.images[self._rows] * (255 / 16)).astype(np.uint8), digits.target[self._rows]
+
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
+        greys, labels = self._digits
         for i in range(self.num_images) if ids is None else ids:
-            grey = Image.fromarray(self._greys[i]).resize((32, 32), Image.Resampling.BICUBIC)
-            yield int(i), np.asarray(grey.convert("RGB")), int(self._labels[i])
+            grey = Image.fromarray(greys[i]).resize((32, 32), Image.Resampling.BICUBIC)
+            yield int(i), np.asarray(grey.convert("RGB")), int(labels[i])
 
 
 class FolderSource:
