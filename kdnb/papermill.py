@@ -17,10 +17,10 @@ import threading
 from pathlib import Path
 
 from kdnb import ranks
+from kdnb.preempt import SIGNALS
 
 TRY_AGAIN = 75  # the exit code of sysexits.h for what may succeed later
 _GRACE_S = 8.0  # between SIGTERM and the kernel's end: a rank whose peer died waits for it in vain
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def _run(command, context) -> int:
     from papermill.exceptions import PapermillExecutionError
 
     forward = _Forward()
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         with context:
             command.invoke(context)

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(Exception):
@@ -36,7 +36,7 @@ def watching() -> Iterator[Asked]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, asked) for number in _SIGNALS}
+    before = {number: signal.signal(number, asked) for number in SIGNALS}
     try:
         yield asked
     except Preempted:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from kdnb.preempt import Preempted, watching
+from kdnb.preempt import SIGNALS, Preempted, watching
 
 
 @pytest.fixture
@@ -13,8 +13,7 @@ def came():
     """Names of the signals that reached whoever had them before the block."""
     names = []
     before = {
-        number: signal.signal(number, lambda number, frame: names.append(signal.Signals(number).name))
-        for number in (signal.SIGTERM, signal.SIGUSR1)
+        number: signal.signal(number, lambda number, frame: names.append(signal.Signals(number).name)) for number in SIGNALS
     }
     yield names
     for number, handler in before.items():

@@ -100,9 +100,9 @@ class Order:
             positions = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in self._shards(epoch)])
         if self.shuffle == "none":
             return positions
-        keys = random_words(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)
         if self.shuffle == "all":
-            return positions[np.argsort(keys, kind="stable")]
+            return positions[permutation(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)]
+        keys = random_words(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)
         shard_keys = random_words(len(self.shard_sizes), self.shuffle_seed, _SHUFFLE, epoch, 1)
         shard = np.searchsorted(starts, positions, side="right") - 1
         return positions[np.lexsort((keys, shard_keys[shard]))]

@@ -10,12 +10,11 @@ KDNB_REAL_DATA/ag_news holds train.csv and test.csv (class, title, description).
 
 import statistics
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pytest
 import torch
+from test_notebooks import ROOT, defaults
 from torch.nn.functional import cross_entropy
 
 from kdnb.data.stratified import stratified_rows
@@ -27,7 +26,6 @@ from kdnb.runs import Run
 from kdnb.teachers import CachedLogits, LiveTextTeacher
 
 pytestmark = pytest.mark.benchmark
-ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
 TEACHER = {"kind": "modernbert", "hidden": 128, "layers": 2, "vocab_size": 16384, "dropout": 0.3}
 STUDENT = {"kind": "modernbert", "hidden": 96, "layers": 1, "vocab_size": 16384, "dropout": 0.3}
@@ -86,8 +84,7 @@ def test_soft_labels_against_labels_alone_on_ag_news(real_data, tmp_path):
 
 def test_soft_labels_against_labels_alone_on_the_built_in_texts(tmp_path):
     """The notebook's own parameters, teacher and student."""
-    notebook, accuracy = nbformat.read(ROOT / "notebooks" / "soft_distill_text.ipynb", 4), {}
-    exec(next(cell.source for cell in notebook.cells if cell.id == "parameters"), given := {})
+    given, accuracy = defaults(ROOT / "notebooks" / "soft_distill_text.ipynb"), {}
     for seed in SEEDS:
         p = check_params(given | {"seed": seed}, "soft_distill_text")
         data = text.load_data(p)
