@@ -4,13 +4,16 @@ from pathlib import Path
 
 import torch
 
+from kdnb.data.augment import normalise
 from kdnb.data.shards import FORMAT, IMAGENET_MEAN, IMAGENET_STD, write_index, write_shard
 
 
 def write_cache(folder: Path, sizes=(10, 10, 7), *, size=4, dtype=torch.uint8, labelled=True) -> torch.Tensor:
-    """A cache with shards of `sizes` rows in `folder`; returns its images [N, 3, size, size]. Ids are 100, 101, ..."""
+    """A cache with shards of `sizes` rows in `folder`; returns its images [N, 3, size, size] as stored. Ids are 100, 101, ..."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (sum(sizes), 3, size, size), dtype=torch.uint8, generator=generator).to(dtype)
+    images = torch.randint(0, 256, (sum(sizes), 3, size, size), dtype=torch.uint8, generator=generator)
+    if dtype != torch.uint8:
+        images = normalise(images, IMAGENET_MEAN, IMAGENET_STD).to(dtype)
     cache = {
         "format": FORMAT, "fingerprint": "f", "source": "test", "image_size": size, "resize": "crop",
         "storage": str(dtype).removeprefix("torch."), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),

@@ -34,7 +34,7 @@ def images(cache: Path, out: Path, **changes):
 
     order = {"shuffle": "all", "gradient_accumulation_steps": settings["gradient_accumulation_steps"]}
     loader = build_pretraining_dataloader(cache_dir=cache, batch_size=batch_size, reuse_buffers=True, **order)
-    views = SimpleTransform(size=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    views = SimpleTransform(size=4)
     settings |= {"learning_rate": 1e-2, "warmup_steps": 2, "mixed_precision": "no"}
     history = train(student, watch, loader, views=views, loss=mse, run=Run(name, {}, outputs=out), **settings)
     sums = [weight.sum().item() for weight in student.parameters()]

@@ -10,7 +10,7 @@ from kdnb.data.views import CleanTransform
 from kdnb.knowledge import feature_statistics, require_knowledge, teacher_knowledge
 from kdnb.teachers import LiveTeacher
 
-PLAIN = CleanTransform(size=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PLAIN = CleanTransform(size=4)
 
 
 class Brightness(nn.Module):

@@ -76,7 +76,7 @@ class Counting(nn.Module):
 def test_each_view_is_asked_for_once_and_the_model_is_loaded_for_what_is_missing(cache, tmp_path):
     reader, pair = ShardReader(cache[0]), AnswerCodec(feature_dim=3, storage="float32")
     store = AnswerStore(tmp_path / "a", reader, row=pair.row, num_views=2, facts={})
-    views = RepeatedViews(transform=SimpleTransform(size=4, mean=(0.0,) * 3, std=(1.0,) * 3), repeats=2)
+    views = RepeatedViews(transform=SimpleTransform(size=4), repeats=2)
     model, loads = Counting().eval(), []
 
     def load():

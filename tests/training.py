@@ -52,7 +52,7 @@ def run_training(cache: Path, outputs: Path, name: str, loss=mse, **settings):
     regime = REGIMES[name] | {"batch_size": settings.pop("batch_size", 4)}
     regime |= {"gradient_accumulation_steps": settings.get("gradient_accumulation_steps", 1)}
     loader = build_pretraining_dataloader(cache_dir=cache, shuffle="within_shards", reuse_buffers=True, **regime)
-    views = SimpleTransform(size=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    views = SimpleTransform(size=4)
     run = Run(name, {"regime": name}, outputs=outputs)
     settings = {"epochs": 3, "learning_rate": 1e-2, "warmup_steps": 2, "save_every_steps": 2} | settings
     history = train(student, teacher, loader, views=views, loss=loss, run=run, **settings)

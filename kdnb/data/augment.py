@@ -43,6 +43,17 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     return out
 
 
+def unit_range(images: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> torch.Tensor:
+    """Images [B, 3, H, W] as float32 in [0, 1]: uint8 divided by 255; float images whose normalisation with `mean` and `std`, if
+    they are given, is undone."""
+    if images.dtype == torch.uint8:
+        return torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images).mul_(1 / 255)
+    if mean is None:
+        return images.float()
+    device = images.device
+    return images.float().mul(per_channel(std, device)).add_(per_channel(mean, device)).clamp_(0, 1)
+
+
 def per_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:
     """Three numbers as float32 [3, 1, 1] on `device`."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

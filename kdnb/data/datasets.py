@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from kdnb.data.augment import normalise as normalise_images
 from kdnb.data.decode import UnreadableImage, decode, resize
 from kdnb.data.order import Order
 from kdnb.data.reader import ShardReader
-from kdnb.data.views import normalise as normalise_images
 
 
 class CachedTensorDataset(Dataset):

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdnb.data.augment import normalise
 from kdnb.data.decode import UnreadableImage
 from kdnb.data.parts import all_entries, remove_lists, write_part
 from kdnb.data.shards import STORAGE_DTYPES, write_index, write_shard
 from kdnb.data.stored import check_space, covered, writing
-from kdnb.data.views import normalise
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,10 @@ numbers are hashes of the key, not draws from a generator that has a state, and 
 (`kdnb.data.augment`). Only boxes and factors, a few dozen numbers a sample, go from the host to the device.
 Cost on 2 CPU cores, images/s: crop and flip 32x32 35,000, 224x224 1,800; multi-crop at 224 (2 global views) 280.
 
-Every transform is called as `views(images, ids, epoch)` with images [B, 3, H, W], uint8 or normalised float, and ids int64
-[B] on the host, and returns a list of float32 normalised views; the teacher sees the first `num_global` of `num_views`.
+Every transform is called as `views(images, ids, epoch)` with images [B, 3, H, W] and ids int64 [B] on the host, and returns a
+list of float32 views in [0, 1], which teacher and student normalise each for itself (`kdnb.models.vision.FeatureModel`); the
+teacher sees the first `num_global` of `num_views`. Images are uint8, or float: in [0, 1], or normalised with the `mean` and
+`std` that the transform was given (those of a float cache stand in its index).
 """
 
 from collections.abc import Sequence
@@ -15,10 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdnb.data.augment import Resampler, change_colours, normalise, parts, per_channel
+from kdnb.data.augment import Resampler, change_colours, parts, per_channel, unit_range
 from kdnb.data.keyed import uniform
-
-__all__ = ["CleanTransform", "FastMultiCropTransform", "RepeatedViews", "SimpleTransform", "normalise"]
 
 _TRIES = 10  # boxes tried before the centre is taken, as in torchvision
 # Streams of random numbers of one view.
@@ -56,22 +56,17 @@ def _boxes_and_mirrors(images, ids, epoch, view, *, seed, scale, ratio, horizont
 
 
 def _render(images, boxes, mirror, size, *, mean, std, colours=None) -> torch.Tensor:
-    """Crop, resize, mirror, change colours and normalise: float32 [B, 3, size, size]."""
-    device, raw = images.device, images.dtype == torch.uint8
-    mean, std = per_channel(mean, device), per_channel(std, device)
+    """Crop, resize, mirror and change colours: float32 [B, 3, size, size] in [0, 1]."""
+    device = images.device
     resample = Resampler(boxes, mirror, size, device)
     out = torch.empty((len(images), 3, size, size), dtype=torch.float32, device=device)
     for part in parts(len(images), 3 * size * size, device):
         x = resample(images, part)
-        if raw:
+        if images.dtype == torch.uint8:
             x.mul_(1 / 255)
-        elif colours is not None:  # resizing commutes with normalising, changing colours does not
-            x.mul_(std).add_(mean)
-        if colours is not None:
-            x = colours(x, part)
-        if raw or colours is not None:
-            x.sub_(mean).div_(std)
-        out[part] = x
+        elif mean is not None:  # resizing commutes with normalising, changing colours does not
+            x.mul_(per_channel(std, device)).add_(per_channel(mean, device)).clamp_(0, 1)
+        out[part] = x if colours is None else colours(x, part)
     return out
 
 
@@ -79,7 +74,7 @@ def _check_call(images: torch.Tensor, ids: torch.Tensor):
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"images has shape {list(images.shape)}; views are made from batches [B, 3, H, W].")
     if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images is {images.dtype}; views are made from uint8, or from float that is normalised already.")
+        raise ValueError(f"images is {images.dtype}; views are made from uint8 or float images.")
     if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.device.type != "cpu":
         found = f"{ids.dtype} on {ids.device}" if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise ValueError(f"ids is {found}; views are keyed by an int64 tensor on the host: keep batch['id'] on the CPU.")
@@ -99,11 +94,11 @@ def _check_settings(**settings):
 
 @dataclass(kw_only=True)
 class CleanTransform:
-    """The un-augmented view: resized where `size` differs from the images', and normalised."""
+    """The un-augmented view: resized where `size` differs from the images'."""
 
     size: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     num_global = num_views = 1
 
     def __post_init__(self):
@@ -114,25 +109,26 @@ class CleanTransform:
         _check_call(images, ids)
         height, width = images.shape[2:]
         if height == width == self.size:
-            return [normalise(images, self.mean, self.std)]
+            return [unit_range(images, self.mean, self.std)]
         boxes = np.tile([0, 0, height, width], (len(images), 1))
         return [_render(images, boxes, np.zeros(len(images), dtype=bool), self.size, mean=self.mean, std=self.std)]
 
 
 @dataclass(kw_only=True)
 class SimpleTransform:
-    """One view: random resized crop, mirrored half of the time, normalised.
+    """One view: random resized crop, mirrored half of the time.
 
     Args:
         scale, ratio: bounds of the crop's share of the area and of its width over height.
+        mean, std: of float images that were stored normalised.
 
     Raises:
         ValueError: a size below 1, a scale outside (0, 1], a bad ratio; when called: bad images or ids.
     """
 
     size: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     seed: int = 0
     scale: Sequence[float] = (0.25, 1.0)
     ratio: Sequence[float] = (3 / 4, 4 / 3)
@@ -161,6 +157,7 @@ class FastMultiCropTransform:
     Args:
         photometric: False leaves colours alone: crop and flip only.
         global_scale, local_scale: bounds of the crops' share of the area; width over height is 3/4 to 4/3.
+        mean, std: of float images that were stored normalised.
 
     Raises:
         ValueError: a size below 1, a scale outside (0, 1]; when called: bad images or ids.
@@ -170,8 +167,8 @@ class FastMultiCropTransform:
     local_size: int
     local_crops_number: int = 6
     use_local_crops: bool = False
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     seed: int = 0
     horizontal_flip: bool = True
     photometric: bool = True

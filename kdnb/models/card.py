@@ -1,6 +1,7 @@
 """The README.md of a model folder: what the student was distilled from, how, and how good it is."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdnb.files import write_atomically
@@ -21,10 +22,11 @@ def _drawn(parameters: Mapping) -> str:
     return {"independent": "independently", "dealt": "without replacement (dealt)"}[parameters["draw"]]
 
 
-def model_card(config: Mapping, summary: Mapping) -> str:
+def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
     """Markdown with data, teacher, loss, regime, budget and scores.
 
     Args:
+        inputs: "mean" and "std" that images are normalised with.
         config: a run's config.json. summary: its summary.json; "probe_accuracy" {name: number} holds the scores.
     """
     p = config["parameters"]
@@ -53,16 +55,24 @@ def model_card(config: Mapping, summary: Mapping) -> str:
     if p["student"].startswith("cifar_resnet"):
         lines += ["import kdnb.models.cifar_resnet  # registers the architecture"]
     lines += ['student = timm.create_model("local-dir:<this folder>", pretrained=True).eval()', "```", ""]
-    lines += ["Inputs are RGB in [0, 1], normalised with mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224, 0.225).", ""]
+    lines += [
+        "`timm.data.create_transform(**timm.data.resolve_data_config(model=student))` prepares images as it was trained: RGB in "
+        f"[0, 1], {p['image_size']}x{p['image_size']} pixels, normalised with mean {_numbers(inputs['mean'])} and deviation "
+        f"{_numbers(inputs['std'])}.", ""]  # fmt: skip
     return "\n".join(lines)
 
 
 def write_cards(folder: Path, config: Mapping, summary: Mapping):
     """Write the card into `folder`/best_model and `folder`/final_model, where they are."""
-    card = model_card(config, summary).encode()
     for name in ("best_model", "final_model"):
         if (folder / name).is_dir():
-            write_atomically(folder / name / "README.md", lambda file: file.write(card))
+            inputs = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+            card = model_card(config, summary, inputs).encode()
+            write_atomically(folder / name / "README.md", lambda file, card=card: file.write(card))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
 def _words(arguments: Mapping) -> str:

@@ -12,9 +12,18 @@ from pathlib import Path
 
 from torch import nn
 
+# Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
+_FACTS = ("num_classes", "first_conv", "classifier", "fixed_input_size", "input_size", "interpolation", "crop_pct", "crop_mode")
+_FACTS += ("mean", "std")
 
-def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None):
+
+def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None, **inputs):
     """Write a timm model as config.json and model.safetensors, and `card` as README.md; replaces an older folder.
+
+    The configuration says what is known of these weights: nothing of the origin, tag or licence of others that the architecture
+    was published with. `inputs` replaces facts about the images that it was trained on, under timm's names (`input_size`, `mean`,
+    `std`, `crop_pct`, `crop_mode`, `interpolation`), so that `timm.data.create_transform(**resolve_data_config(model=model))`
+    prepares images in the same way.
 
     `timm.create_model("local-dir:<folder>", pretrained=True)` loads it; without `pretrained=True` timm builds the same
     architecture with random weights. For a CIFAR ResNet, import kdnb.models.cifar_resnet first.
@@ -24,6 +33,10 @@ def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None)
     def fill(fresh: Path):
         # The newest timm records these itself; older ones would rebuild the name's default architecture.
         save_for_hf(model, fresh, model_args=getattr(model, "kdnb_args", None), safe_serialization=True)
+        config = json.loads((fresh / "config.json").read_text(encoding="utf-8"))
+        facts = config["pretrained_cfg"] | {name: model.pretrained_cfg[name] for name in ("mean", "std")} | inputs
+        config["pretrained_cfg"] = {name: facts[name] for name in _FACTS if name in facts}
+        (fresh / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     write_folder(folder, fill, card=card)
 

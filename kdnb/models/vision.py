@@ -1,4 +1,8 @@
-"""Any timm model as teacher or student: built by name, checked against its checkpoint, asked for its features."""
+"""Any timm model as teacher or student: built by name, checked against its checkpoint, asked for its features.
+
+A model owns its normalisation: `model.pretrained_cfg` says with which mean and deviation it was (or will be) trained, and
+`FeatureModel` applies them, so that whoever calls it passes float images in [0, 1]. Teacher and student may differ in it.
+"""
 
 import difflib
 import inspect
@@ -8,9 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from kdnb.models.folder import load_model
-from kdnb.models.weights import head_width, load_weights, read_weights
+from kdnb.models.weights import IMAGENET, head_width, load_weights, read_weights, rounded
 
 
 def build_model(
@@ -19,6 +24,8 @@ def build_model(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     **kwargs,
 ) -> nn.Module:
     """A timm model.
@@ -28,11 +35,13 @@ def build_model(
         pretrained: with the Hub's weights; a checkpoint or a folder takes their place.
         checkpoint: a file with a state dict (.pt, .pth, .th, .safetensors), or a run's own checkpoint.
         num_classes: width of the head, 0 for none; None takes the checkpoint's or timm's default.
+        mean, std: normalisation of its inputs, three numbers each, for RGB in [0, 1]; None takes what is recorded in the
+            folder or in a run's checkpoint (older ones record none, and were trained with ImageNet's), else timm's for `name`.
         kwargs: further arguments of the architecture, such as img_size or depth.
 
     Returns:
-        The model, with `head_is_random` set: whether it has a head that neither checkpoint, folder nor Hub filled; and
-        `kdnb_args`, the architecture's arguments, for `save_model`.
+        The model, with `head_is_random` set: whether it has a head that neither checkpoint, folder nor Hub filled;
+        `kdnb_args`, the architecture's arguments, for `save_model`; and the normalisation in `pretrained_cfg`.
 
     Raises:
         ValueError: an unknown name (with near ones), arguments that the model does not take, or a checkpoint of another
@@ -48,7 +57,7 @@ def build_model(
     if folder is None:
         _require_known(name)
     settings = kwargs if num_classes is None else kwargs | {"num_classes": num_classes}
-    state = None if checkpoint is None else read_weights(Path(checkpoint))
+    state, recorded = (None, {}) if checkpoint is None else read_weights(Path(checkpoint))
     if state is not None and "num_classes" not in settings:
         settings = settings | head_width(name, state)
     pretrained = pretrained and folder is None and state is None
@@ -73,7 +82,16 @@ def build_model(
         model.kdnb_args = {key: value for key, value in settings.items() if key not in of_timm}
     if state is not None:
         model.head_is_random = load_weights(model, state, Path(checkpoint))
+    given = {"mean": mean, "std": std}
+    if wrong := [key for key, values in given.items() if values is not None and not _is_statistic(key, values)]:
+        raise ValueError(f"{wrong[0]} of {name} is {given[wrong[0]]}; allowed are three numbers, for RGB in [0, 1].")
+    model.pretrained_cfg = model.pretrained_cfg | recorded | {key: values for key, values in given.items() if values is not None}
     return model
+
+
+def _is_statistic(name: str, values: Sequence[float]) -> bool:
+    numbers = isinstance(values, Sequence) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+    return numbers and (name == "mean" or min(values) > 0)
 
 
 def _as_folder(name: str) -> Path | None:
@@ -99,21 +117,32 @@ def _require_known(name: str):
 
 
 class FeatureModel(nn.Module):
-    """A timm model that answers with its pooled features, its logits and, where asked, intermediate features.
+    """A timm model that normalises its inputs and answers with its pooled features, its logits and, where asked, intermediate
+    features.
 
     Args:
-        model: from `build_model`.
+        model: from `build_model`; `pretrained_cfg` holds its mean and std.
         layers: indices of intermediate features, as for timm's `forward_intermediates` (negative ones count from the
             end), in any order. ValueError where the model has no such layer.
         tokens: answer with "tokens" [B, N, D], too: patch tokens of a transformer (without class and register tokens), or
             the positions of a convolutional network's last feature map.
+        input_size: side that images of another size are resized to (antialiased bilinear); None passes them on as they are.
 
-    `forward(images [B, 3, H, W])` returns {"features": [B, feature_dim]}, "logits" [B, num_classes] where there is a head,
-    and "layers", a list of [B, D], pooled over space or tokens, where `layers` is not empty.
+    Attributes:
+        mean, std: buffers [3, 1, 1], saved with the weights: a checkpoint says how its model was trained.
+
+    `forward(images float [B, 3, H, W] in [0, 1])` returns {"features": [B, feature_dim]}, "logits" [B, num_classes] where there
+    is a head, and "layers", a list of [B, D], pooled over space or tokens, where `layers` is not empty.
     """
 
-    def __init__(self, model: nn.Module, *, layers: Sequence[int] = (), tokens: bool = False):
+    def __init__(
+        self, model: nn.Module, *, layers: Sequence[int] = (), tokens: bool = False, input_size: int | None = None
+    ):  # fmt: skip
         super().__init__()
+        for name, usual in IMAGENET.items():
+            values = torch.tensor(getattr(model, "pretrained_cfg", {}).get(name, usual), dtype=torch.float32)
+            self.register_buffer(name, values.view(3, 1, 1))
+        self.input_size = input_size
         self.tokens, self.token_dim = tokens, model.num_features
         count = len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
         if wrong := [index for index in layers if not -count <= index < count]:
@@ -124,8 +153,23 @@ class FeatureModel(nn.Module):
         self.layer_dims = tuple(model.feature_info[i]["num_chs"] for i in self.layers)
         self.head_is_random = getattr(model, "head_is_random", model.num_classes > 0)
 
+    @property
+    def normalisation(self) -> dict[str, tuple[float, ...]]:
+        """The "mean" and "std" of its inputs, three numbers each."""
+        return {name: rounded(getattr(self, name)) for name in IMAGENET}
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args):
+        for name, usual in IMAGENET.items():  # which is what models were trained with before checkpoints recorded it
+            state_dict.setdefault(prefix + name, torch.tensor(usual).view(3, 1, 1))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, images: torch.Tensor) -> dict:
-        """See the class."""
+        """See the class. Raises ValueError for images that are not float."""
+        if not images.is_floating_point():
+            raise ValueError(f"images is {images.dtype}; models take float images in [0, 1], as views are.")
+        if self.input_size and images.shape[-1] != self.input_size:
+            images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
+        images = (images - self.mean).div_(self.std)
         answer = {}
         if self.layers:
             taken = sorted(set(self.layers))  # timm answers in this order, whatever was asked
@@ -183,6 +227,13 @@ class Student(nn.Module):
         if self.token_projection is not None:
             answer["tokens"] = self.token_projection(answer["tokens"])
         return answer
+
+
+def required_size(model: nn.Module) -> int | None:
+    """Side of the only images that a timm model takes, such as a ViT's `img_size`; None where any size will do."""
+    patches = getattr(model, "patch_embed", None)
+    size = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
+    return size[0] if size else None
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -6,12 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+# Mean and deviation of ImageNet's training images, for RGB in [0, 1].
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "student")  # where checkpoint files keep the weights
 _PREFIXES = ("module.", "_orig_mod.", "encoder.model.", "model.", "backbone.")
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file, without wrappers. Raises FileNotFoundError, or ValueError where there are none."""
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[float, ...]]]:
+    """(weights in a file, without wrappers; "mean" and "std" of the inputs that they were trained on, where the file tells).
+
+    Raises FileNotFoundError, or ValueError where there are no weights.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; check teacher_checkpoint.")
     if path.suffix == ".safetensors":
@@ -28,11 +33,20 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = state[container]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} holds no state dict; expected names and tensors.")
+    recorded = {}
     if any(name.startswith("encoder.model.") for name in state):  # a run's Student: its projections are not the model's
+        there = {name: state[f"encoder.{name}"] for name in IMAGENET if f"encoder.{name}" in state}
+        recorded = IMAGENET | {name: rounded(values) for name, values in there.items()}  # older ones were trained with ImageNet's
         state = {name: value for name, value in state.items() if name.startswith("encoder.model.")}
     while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}  # as the published CIFAR ResNets say
+    # The published CIFAR ResNets call the head linear.
+    return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}, recorded
+
+
+def rounded(values: torch.Tensor) -> tuple[float, ...]:
+    """The numbers of a mean or deviation as they were written down before they became float32."""
+    return tuple(round(value, 6) for value in values.flatten().tolist())
 
 
 def head_width(name: str, state: dict) -> dict:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kdnb.data.augment import unit_range
 from kdnb.plots.style import COLOURS, new_figure, set_title
 from kdnb.progress import format_duration, format_number
 
@@ -13,7 +14,7 @@ _MAX_BINS = 600  # columns of a visit map: about one a pixel
 
 
 def image_grid(images: torch.Tensor, *, titles: Sequence[str] | None = None, columns: int = 8):
-    """Images uint8 [N, 3, H, W] as they are stored, row by row, each with its title below."""
+    """Images [N, 3, H, W], uint8 or float in [0, 1], row by row, each with its title below."""
     pictures = [image.permute(1, 2, 0).numpy() for image in images.cpu()]
     columns = max(1, min(columns, len(pictures)))
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
@@ -25,12 +26,12 @@ def image_grid(images: torch.Tensor, *, titles: Sequence[str] | None = None, col
     return figure
 
 
-def view_grid(images: torch.Tensor, views: Sequence[torch.Tensor], *, mean, std, titles: Sequence[str] | None = None):
-    """Cached images in the first row, and below each of them its views, without normalisation.
+def view_grid(images: torch.Tensor, views: Sequence[torch.Tensor], *, mean=None, std=None, titles: Sequence[str] | None = None):
+    """Cached images in the first row, and below each of them its views.
 
     Args:
-        images: uint8 [N, 3, H, W], or normalised float. views: normalised float [N, 3, h, w] each; h and w may differ.
-        mean, std: of the normalisation, per channel. titles: one for each row of views.
+        images: [N, 3, H, W], uint8 or float. views: float [N, 3, h, w] in [0, 1] each; h and w may differ.
+        mean, std: of float images that are stored normalised. titles: one for each row of views.
 
     Raises:
         ValueError: views of another number of images.
@@ -38,12 +39,9 @@ def view_grid(images: torch.Tensor, views: Sequence[torch.Tensor], *, mean, std,
     for number, view in enumerate(views):
         if len(view) != len(images):
             raise ValueError(f"views[{number}] holds {len(view)} images, but images holds {len(images)}; give the same ones.")
-    std, mean = (torch.as_tensor(values, dtype=torch.float32).view(3, 1, 1).cpu() for values in (std, mean))
     rows = []
-    for part in (images, *views):
-        part = part.detach().cpu()
-        pixels = part.float() / 255 if part.dtype == torch.uint8 else part.float() * std + mean
-        rows.append([picture.permute(1, 2, 0).numpy() for picture in pixels.clamp(0, 1)])
+    for pixels in (unit_range(images, mean, std), *views):
+        rows.append([picture.permute(1, 2, 0).numpy() for picture in pixels.detach().cpu().float().clamp(0, 1)])
     names = ["cached", *(titles or [f"view {number + 1}" for number in range(len(views))])]
     sizes = [f"{part.shape[-1]}×{part.shape[-2]}" for part in (images, *views)]
     figure, axes = _mosaic(rows, gap=0.06)

@@ -14,7 +14,7 @@ from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader
 from kdnb.data.overlap import image_digests, overlap
-from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD, read_index
+from kdnb.data.shards import read_index
 from kdnb.data.views import CleanTransform, SimpleTransform
 from kdnb.evaluation.compare import Side, compare_models
 from kdnb.evaluation.evaluator import Evaluator, Scores, gap_closed
@@ -117,13 +117,14 @@ def load_student(run: TrainedRun, checkpoint: Checkpoint) -> FeatureModel:
 
 def random_student(run: TrainedRun) -> FeatureModel:
     """The same student as the run began with, from its seed."""
-    classes = load_student(run, run.checkpoints[0]).num_classes
+    trained = load_student(run, run.checkpoints[0])
     set_seed(run.p.seed)
-    return freeze(FeatureModel(build_model(run.p.student, num_classes=classes, **run.p.student_args)).to(find_device()))
+    arguments = run.p.student_args | trained.normalisation
+    return freeze(FeatureModel(build_model(run.p.student, num_classes=trained.num_classes, **arguments)).to(find_device()))
 
 
 def build_evaluator(run: TrainedRun, data: SimpleNamespace) -> Evaluator:
-    """An evaluator on the labelled images that `data` names, sized and normalised as `run` was trained.
+    """An evaluator on the labelled images that `data` names, sized as `run` was trained.
 
     The images are cached once below outputs/cache_evaluation.
 
@@ -143,12 +144,11 @@ def build_evaluator(run: TrainedRun, data: SimpleNamespace) -> Evaluator:
         classes.append(source.classes)
     if classes[0] != classes[1]:
         raise ValueError(f"{data.dataset} has other classes in {data.split} than in {data.eval_split}; choose splits that agree.")
-    statistics = {"size": run.p.image_size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    second = SimpleTransform(scale=(run.p.crop_scale_min, 1.0), horizontal_flip=run.p.horizontal_flip, **statistics)
+    crop = {"scale": (run.p.crop_scale_min, 1.0), "horizontal_flip": run.p.horizontal_flip}
     return Evaluator(
         *parts,
-        view=CleanTransform(**statistics),
-        second_view=second,
+        view=CleanTransform(size=run.p.image_size),
+        second_view=SimpleTransform(size=run.p.image_size, **crop),
         device=find_device(),
         num_classes=len(classes[0]),
         folder=anchored(_STORE) / "scores",

@@ -4,6 +4,7 @@ Each function takes the notebook's parameters `p` (from `check_params`) and retu
 pieces from the modules that they come from.
 """
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +17,13 @@ from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits, step_by
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
 from kdnb.data.order import Order
-from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD, read_index
+from kdnb.data.shards import read_index
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.knowledge import feature_statistics, require_knowledge, teacher_knowledge
 from kdnb.losses import DistillationLoss
 from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
-from kdnb.models.vision import FeatureModel, Student, build_model, freeze
+from kdnb.models.vision import FeatureModel, Student, build_model, freeze, required_size
 from kdnb.precompute import precompute
 from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.teachers import LiveTeacher
@@ -76,21 +77,27 @@ def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | 
 
 
 def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
-    """The augmentation that teacher and student share."""
+    """The augmentation that teacher and student share: float32 in [0, 1]."""
     if p.use_local_crops and p.augmentation != "multicrop":
         raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
-    statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    stored = stored_normalisation(p) if p.use_cached else {}
     if p.augmentation == "clean":
-        return CleanTransform(size=p.image_size, **statistics)
-    free = _free_views(p, scale=(p.crop_scale_min, 1.0), **statistics)
+        return CleanTransform(size=p.image_size, **stored)
+    free = _free_views(p, scale=(p.crop_scale_min, 1.0), **stored)
     return free if p.teacher_views is None else RepeatedViews(transform=free, repeats=p.teacher_views)
 
 
-def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **statistics) -> SimpleTransform | FastMultiCropTransform:
+def stored_normalisation(p: SimpleNamespace) -> dict:
+    """Normalisation ("mean", "std") that the images of a float cache were stored with; nothing for uint8."""
+    index = read_index(anchored(p.cache_dir))
+    return {} if index["storage"] == "uint8" else {name: tuple(index[name]) for name in ("mean", "std")}
+
+
+def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **stored) -> SimpleTransform | FastMultiCropTransform:
     """New views in every epoch."""
     if p.augmentation == "simple":
         flip = {"scale": scale, "horizontal_flip": p.horizontal_flip}
-        return SimpleTransform(size=p.image_size, seed=p.seed, **flip, **statistics)
+        return SimpleTransform(size=p.image_size, seed=p.seed, **flip, **stored)
     return FastMultiCropTransform(
         global_size=p.image_size,
         local_size=p.local_crop_size,
@@ -99,19 +106,23 @@ def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **statistics)
         global_scale=scale,
         horizontal_flip=p.horizontal_flip,
         seed=p.seed,
-        **statistics,
+        **stored,
     )
 
 
 def build_teacher(p: SimpleNamespace) -> FeatureModel:
-    """The frozen teacher on the training device: from a checkpoint, the Hub, or trained here on the digits."""
+    """The frozen teacher on the training device: from a checkpoint, the Hub, or trained here on the digits.
+
+    One that takes images of a single size, such as a ViT, resizes what it is given to that.
+    """
     if p.teacher == "builtin":
         model = load_model(builtin_teacher())
     else:
         checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
         model = build_model(local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
     # An older run's parameters do not know of tokens; nothing but its features and logits is asked for then.
-    teacher = FeatureModel(model, layers=tuple(p.feature_layers), tokens=getattr(p, "teacher_tokens", False))
+    asked = {"layers": tuple(p.feature_layers), "tokens": getattr(p, "teacher_tokens", False)}
+    teacher = FeatureModel(model, input_size=required_size(model), **asked)
     return freeze(teacher.to(find_device()))
 
 
@@ -125,7 +136,7 @@ def builtin_teacher() -> Path:
         FeatureModel(build_model("cifar_resnet8", num_classes=10)),
         lambda views, batch: [],  # nobody teaches the teacher: it learns from labels
         raw_batches(open_source("digits", split="train"), image_size=32, batch_size=48, shuffle="all"),
-        views=SimpleTransform(scale=(0.7, 1.0), horizontal_flip=False, size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        views=SimpleTransform(scale=(0.7, 1.0), horizontal_flip=False, size=32),
         loss=lambda outputs, answers, labels: {
             "loss": F.cross_entropy(outputs[0]["logits"], labels, label_smoothing=_BUILTIN_TEACHER["label_smoothing"])
         },
@@ -153,6 +164,11 @@ def build_student(p: SimpleNamespace, teacher) -> Student:
     if not heads and p.alpha < 1:  # labels are mixed in, so the student classifies, too
         heads = len(read_index(anchored(p.cache_dir))["classes"] or ())
     model = build_model(p.student, num_classes=heads, **p.student_args)
+    size = required_size(model)
+    if size not in (None, p.image_size) or (size and p.use_local_crops and p.local_crop_size != size):
+        other = f"image_size is {p.image_size}" if size != p.image_size else f"local_crop_size is {p.local_crop_size}"
+        raise ValueError(f"student {p.student} takes images of {size} pixels a side alone, but {other}; set student_args "
+                         f"img_size={p.image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
     layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
     layers |= {"token_dim": teacher.token_shape[1]} if getattr(p, "teacher_tokens", False) else {}
     return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())
@@ -189,7 +205,7 @@ def check_teacher(p: SimpleNamespace, teacher):
 
     def measure() -> dict:
         batches = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
-        view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        view = CleanTransform(size=p.image_size)
         return teacher_knowledge(LiveTeacher(teacher.load()), batches.batches(0), view)
 
     knowledge = teacher.remember("knowledge", [held_out.fingerprint, p.image_size, p.resize], measure)
@@ -215,9 +231,11 @@ def place_data(p: SimpleNamespace, loader, student: Student, answers, views, los
     return DeviceLoader(loader, epochs=p.epochs)
 
 
-def save_student(student: Student, folder: Path):
-    """Save the student's backbone, without its projections, as a timm model folder."""
-    save_model(student.model, folder)
+def save_student(p: SimpleNamespace, student: Student, folder: Path):
+    """Save the student's backbone, without its projections, as a timm model folder that says how its images were prepared."""
+    inputs = {"input_size": (3, p.image_size, p.image_size), "interpolation": "bicubic", "crop_pct": 1.0}
+    inputs |= {"crop_mode": {"crop": "center", "squash": "squash"}[p.resize]}
+    save_model(student.model, folder, **inputs, **student.encoder.normalisation)
 
 
 def write_run_cards(run: Run):
@@ -232,4 +250,4 @@ def training_settings(p: SimpleNamespace) -> dict:
         "epochs learning_rate weight_decay warmup_steps gradient_accumulation_steps clip_grad_norm mixed_precision "
         "compile_student batch_norm seed save_every_steps keep_checkpoints"
     )
-    return {name: getattr(p, name) for name in names.split()} | {"save_model": save_student}
+    return {name: getattr(p, name) for name in names.split()} | {"save_model": partial(save_student, p)}

@@ -7,12 +7,11 @@ from torch import nn
 from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader
-from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD
 from kdnb.data.views import CleanTransform
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
 from kdnb.models.vision import Student
-from kdnb.recipes.images import raw_batches, source_arguments
+from kdnb.recipes.images import raw_batches, source_arguments, stored_normalisation
 from kdnb.runs import anchored, find_device
 
 
@@ -36,7 +35,8 @@ class Probe:
         part = RandomSubsetCachedDataset(anchored(p.cache_dir), samples_per_epoch=count)
         self.train = BatchReader(part, batch_size=100, device=find_device(), drop_last=False)
         self.test = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
-        self.view = CleanTransform(size=p.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        self.stored = stored_normalisation(p)
+        self.view = CleanTransform(size=p.image_size, **self.stored)
         self.about = [cached.reader.index["fingerprint"], len(cached), count, held_out.fingerprint]
         self.available, self.why_not = True, ""
 
@@ -48,8 +48,7 @@ class Probe:
 
     def pixels(self) -> float:
         """The same on the raw pixels."""
-        statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        return linear_probe(*(raw_pixels(b, **statistics) for b in (self.train, self.test))).top1
+        return linear_probe(*(raw_pixels(b, **self.stored) for b in (self.train, self.test))).top1
 
 
 def probe_references(probe: Probe, teacher, student: Student) -> dict[str, float]:

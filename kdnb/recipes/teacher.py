@@ -43,6 +43,7 @@ class Teacher:
     head_is_random: bool
     num_parameters: int
     fingerprint: str
+    normalisation: dict  # "mean" and "std" of its inputs
     token_shape: tuple[int, ...] = ()  # (N, D) where tokens are imitated
     model: FeatureModel | None = None
 
@@ -76,7 +77,8 @@ def open_teacher(p: SimpleNamespace) -> Teacher:
             facts = json.loads(path.read_text())
             return Teacher(p, **facts | {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")})
     model = images.build_teacher(p)
-    facts = {name: getattr(model, name) for name in ("feature_dim", "num_classes", "layer_dims", "head_is_random")}
+    names = ("feature_dim", "num_classes", "layer_dims", "head_is_random", "normalisation")
+    facts = {name: getattr(model, name) for name in names}
     facts |= {"num_parameters": count_parameters(model), "fingerprint": weights_fingerprint(model) if path else ""}
     if p.teacher_tokens:
         facts["token_shape"] = tuple(_tokens(model, p.image_size).shape[1:])
@@ -160,7 +162,8 @@ def _store(p: SimpleNamespace, teacher: Teacher, reader: ShardReader, views) -> 
     shape = {"feature_dim": teacher.feature_dim, "num_classes": teacher.num_classes, "layer_dims": teacher.layer_dims}
     codec = AnswerCodec(**shape, token_shape=teacher.token_shape, storage=p.teacher_storage, top_k=p.teacher_top_k)
     facts = {"teacher": teacher.fingerprint, "layers": p.feature_layers, "images": reader.index["fingerprint"]}
-    facts |= {"tokens": p.teacher_tokens, "views": _describe(views), "storage": p.teacher_storage, "top_k": p.teacher_top_k}
+    seen = _describe(views) | teacher.normalisation  # what enters the teacher's first layer
+    facts |= {"tokens": p.teacher_tokens, "views": seen, "storage": p.teacher_storage, "top_k": p.teacher_top_k}
     folder = anchored(p.teacher_feature_dir) / _hash(facts)
     repeats = views.repeats if isinstance(views, RepeatedViews) else 1
     return codec, AnswerStore(folder, reader, row=codec.row, num_views=repeats * views.num_global, facts=facts)
@@ -184,7 +187,8 @@ def _identity(p: SimpleNamespace) -> list:
     paths = [path, None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)]
     files = [file for path in paths if path is not None and path.exists() for file in _files(path)]
     stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return [p.teacher, p.teacher_args, p.feature_layers, p.teacher_tokens, p.image_size, version("timm"), stamps]
+    # The last word tells these facts from those of older versions, which knew one normalisation only.
+    return [p.teacher, p.teacher_args, p.feature_layers, p.teacher_tokens, p.image_size, version("timm"), stamps, "normalised"]
 
 
 def _files(path: Path) -> list[Path]:

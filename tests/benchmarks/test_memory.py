@@ -45,7 +45,7 @@ class Net(nn.Module):
 
 cache, outputs, batches = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 loader = build_pretraining_dataloader(cache_dir=cache, regime="full", shuffle="all", batch_size=64, reuse_buffers=True)
-views = SimpleTransform(size=96, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+views = SimpleTransform(size=96)
 teacher = LiveTeacher(Net().eval().requires_grad_(False))
 epochs = batches // loader.num_batches(0)
 run = Run("memory", {}, outputs=outputs)

@@ -5,6 +5,7 @@ import torch
 
 from kdnb.models.card import describe_regime, model_card, write_cards
 from kdnb.models.fingerprint import weights_fingerprint
+from kdnb.models.folder import save_model
 from kdnb.models.vision import FeatureModel, build_model
 
 PARAMETERS = {
@@ -14,6 +15,7 @@ PARAMETERS = {
     "seed": 1, "fixed_shards": 25, "fixed_choice": "first",
 }  # fmt: skip
 CONFIG = {"parameters": PARAMETERS, "versions": {"kdnb": "0.1.0"}}
+INPUTS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
 SUMMARY = {"steps": 15, "images_seen": 960, "unique_seen": 500, "probe_accuracy": {"teacher": 0.98, "distilled student": 0.5}}
 
 
@@ -31,18 +33,20 @@ def test_the_regime_in_words(parameters, words):
 
 
 def test_the_card_states_data_teacher_regime_budget_and_scores():
-    card = model_card(CONFIG, SUMMARY)
+    card = model_card(CONFIG, SUMMARY, INPUTS)
     for fact in ("cifar_resnet56, weights resnet56.th", "digits, split train, 32x32", "the same 25 shards", "width 8",
                  "15 steps of 64 images in 3 epochs, each capped at 5 steps; 960 images, 500 different ones", "kdnb 0.1.0",
-                 "| distilled student | 0.500 |", "import kdnb.models.cifar_resnet", "local-dir:"):  # fmt: skip
+                 "| distilled student | 0.500 |",
+                 "mean (0.5, 0.4, 0.3) and deviation (0.2, 0.2, 0.2)", "import kdnb.models.cifar_resnet",
+                 "local-dir:"):  # fmt: skip
         assert fact in card
-    assert "None were measured" in model_card(CONFIG, SUMMARY | {"probe_accuracy": {}})
+    assert "None were measured" in model_card(CONFIG, SUMMARY | {"probe_accuracy": {}}, INPUTS)
 
 
 def test_cards_go_into_the_model_folders_that_are_there(tmp_path):
-    (tmp_path / "final_model").mkdir()
+    save_model(build_model("cifar_resnet8", width=4), tmp_path / "final_model", **INPUTS)
     write_cards(tmp_path, CONFIG, SUMMARY)
-    assert (tmp_path / "final_model" / "README.md").read_text() == model_card(CONFIG, SUMMARY)
+    assert (tmp_path / "final_model" / "README.md").read_text() == model_card(CONFIG, SUMMARY, INPUTS)
     assert not (tmp_path / "best_model").exists()
 
 
@@ -56,3 +60,10 @@ def test_a_fingerprint_follows_the_weights_and_nothing_else():
         next(model.parameters()).view(-1)[0] += 1e-3
     assert weights_fingerprint(FeatureModel(model)) != before
     assert weights_fingerprint(torch.nn.Linear(2, 2).bfloat16())  # a type that NumPy does not know
+
+
+def test_the_same_weights_behind_another_normalisation_are_another_model():
+    model = build_model("cifar_resnet8", width=4)
+    before = weights_fingerprint(FeatureModel(model))
+    model.pretrained_cfg = model.pretrained_cfg | {"mean": (0.5, 0.5, 0.5)}
+    assert weights_fingerprint(FeatureModel(model)) != before

@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 
-from kdnb.data.views import normalise
+from kdnb.data.augment import unit_range
 from kdnb.models.vision import FeatureModel, build_model, count_parameters
 
 
@@ -57,7 +57,7 @@ def test_published_weights_classify_real_images(real_data):
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in rows])
     model = FeatureModel(build_model("cifar_resnet20", checkpoint=path)).eval()
     assert model.num_classes == 10 and not model.head_is_random
-    images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images = unit_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.no_grad():
         right = model(images)["logits"].argmax(1) == torch.tensor([row["label"] for row in rows])
     assert right.float().mean() > 0.75

@@ -3,13 +3,19 @@
 import copy
 import json
 import pickle
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from kdnb.data.decode import resize
+from kdnb.data.views import CleanTransform
 from kdnb.models.folder import load_model, save_model
-from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, freeze
+from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, freeze, required_size
+from kdnb.recipes.images import save_student
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 0}
 MODELS = [
@@ -91,7 +97,7 @@ def test_answers_have_the_documented_shapes(name, settings, size):
     assert [layer.shape for layer in answer["layers"]] == [(2, dim) for dim in model.layer_dims]
     assert ("logits" in answer) == (settings["num_classes"] > 0)
     if "logits" in answer:
-        assert torch.allclose(answer["logits"], model.model(images), atol=1e-6)
+        assert torch.allclose(answer["logits"], model.model((images - model.mean) / model.std), atol=1e-5)
     plain = FeatureModel(model.model).eval()(images)
     assert torch.allclose(plain["features"], answer["features"], atol=1e-6) and "layers" not in plain
 
@@ -99,8 +105,8 @@ def test_answers_have_the_documented_shapes(name, settings, size):
 def test_layers_come_in_the_order_asked_for():
     model = build_model("cifar_resnet8").eval()
     images = torch.randn(2, 3, 32, 32)
-    _, stages = model.forward_intermediates(images)
     features = FeatureModel(model, layers=(-1, 0, 2)).eval()
+    _, stages = model.forward_intermediates((images - features.mean) / features.std)
     for layer, dim, stage in zip(features(images)["layers"], features.layer_dims, (2, 0, 2), strict=True):
         assert torch.equal(layer, stages[stage].mean((2, 3))) and layer.shape[1] == dim
     with pytest.raises(ValueError, match=r"layers \[3, -4\] are not in CifarResNet, which has 3; allowed is 0 to 2"):
@@ -239,3 +245,74 @@ def test_tokens_are_patches_or_positions(name, args, shape):
         assert torch.allclose(answer["tokens"].mean(1), answer["features"], atol=1e-5)
     student = Student(build_model("cifar_resnet8", width=4), teacher_dim=8, token_dim=5)
     assert student(images)["tokens"].shape == (2, 64, 5)
+
+
+@pytest.mark.parametrize(
+    "name, mean",
+    [
+        ("vit_tiny_patch16_224", (0.5, 0.5, 0.5)),  # augreg
+        ("vit_base_patch32_clip_224.openai", (0.48145466, 0.4578275, 0.40821073)),
+        ("vit_base_patch16_siglip_224.webli", (0.5, 0.5, 0.5)),
+        ("resnet10t", (0.485, 0.456, 0.406)),
+    ],
+)
+def test_a_model_normalises_with_its_own_mean_and_deviation(name, mean):
+    """What a plain timm user computes: its transform's normalisation, then the model."""
+    small = {} if name.startswith("resnet") else {"img_size": 32, "embed_dim": 64, "depth": 1, "num_heads": 2, "num_classes": 0}
+    model = build_model(name, **small).eval()
+    config = timm.data.resolve_data_config(model=model)
+    assert config["mean"] == pytest.approx(mean)
+    images = torch.rand(2, 3, 32, 32)
+    std, mean = (torch.tensor(config[key]).view(3, 1, 1) for key in ("std", "mean"))
+    plain = model.forward_head(model.forward_features((images - mean) / std), pre_logits=True)
+    assert torch.allclose(FeatureModel(model)(images)["features"], plain, atol=1e-5)
+    with pytest.raises(ValueError, match=r"models take float images in \[0, 1\]"):
+        FeatureModel(model)(images.to(torch.uint8))
+
+
+def test_normalisation_can_be_given_with_a_checkpoint_that_does_not_say_it():
+    model = build_model("cifar_resnet8", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), width=4)
+    assert FeatureModel(model).normalisation == {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
+    for wrong in ({"mean": 0.5}, {"std": (0.2, 0.0, 0.1)}, {"mean": (0.5, 0.5)}):
+        with pytest.raises(ValueError, match="allowed are three numbers"):
+            build_model("cifar_resnet8", **wrong)
+
+
+def test_a_runs_checkpoint_says_what_it_was_trained_with(tmp_path):
+    student = Student(build_model("cifar_resnet8", mean=(0.5, 0.4, 0.3), width=4, num_classes=0), teacher_dim=3)
+    torch.save({"student": student.state_dict()}, tmp_path / "new.pt")
+    assert build_model("cifar_resnet8", checkpoint=tmp_path / "new.pt", width=4).pretrained_cfg["mean"] == (0.5, 0.4, 0.3)
+    old = {name: value for name, value in student.state_dict().items() if name not in ("encoder.mean", "encoder.std")}
+    torch.save({"student": old}, tmp_path / "old.pt")  # as written when ImageNet's was the only one
+    assert build_model("cifar_resnet8", checkpoint=tmp_path / "old.pt", width=4).pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
+    student.load_state_dict(old)
+    assert student.encoder.normalisation["mean"] == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash"])
+@pytest.mark.parametrize("name, settings", [("resnet10t", {}), ("vit_tiny_patch16_224", SMALL_VIT | {"img_size": 48})])
+def test_a_saved_student_tells_timm_how_to_prepare_its_images(tmp_path, name, settings, mode):
+    """From a photograph to features: kdnb's own way, and that of a user who knows timm and the folder alone."""
+    p = SimpleNamespace(image_size=48, resize=mode)
+    student = Student(build_model(name, **settings | {"num_classes": 0}), teacher_dim=3).eval()
+    save_student(p, student, tmp_path / "m")
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 131, 3), dtype=np.uint8))
+    cached = torch.tensor(resize(photograph, 48, mode)).permute(2, 0, 1)[None]
+    own = student(CleanTransform(size=48)(cached, torch.zeros(1, dtype=torch.int64), 0)[0])["embedding"]
+    model = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    config = timm.data.resolve_data_config(model=model)
+    assert config["input_size"] == (3, 48, 48) and config["crop_pct"] == 1.0
+    theirs = model(timm.data.create_transform(**config)(photograph)[None])
+    assert torch.allclose(own, theirs, atol=1e-5)
+    recorded = json.loads((tmp_path / "m" / "config.json").read_text())["pretrained_cfg"]
+    assert not recorded.keys() & {"tag", "license", "origin_url", "paper_ids", "paper_name", "url", "hf_hub_id", "description"}
+
+
+def test_a_model_of_one_size_resizes_what_it_is_given():
+    model = build_model("vit_tiny_patch16_224", **SMALL_VIT).eval()
+    assert required_size(model) == 32 and required_size(build_model("cifar_resnet8")) is None
+    assert required_size(build_model("vit_tiny_patch16_224", **SMALL_VIT, dynamic_img_size=True)) is None
+    teacher, images = FeatureModel(model, input_size=32), torch.rand(2, 3, 32, 32)
+    large = torch.nn.functional.interpolate(images, (64, 64), mode="nearest")
+    assert torch.allclose(teacher(images)["features"], FeatureModel(model)(images)["features"])
+    assert teacher(large)["features"].shape == (2, 64)

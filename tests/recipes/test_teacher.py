@@ -1,5 +1,6 @@
 """The stored teacher in training: the same losses and weights as the live one, no teacher where none is needed, no mixing."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -74,7 +75,8 @@ def test_answers_written_ahead_are_all_that_training_needs(p, tmp_path, monkeypa
 def test_another_teacher_preprocessing_or_seed_has_another_folder(p, tmp_path):
     changes = [
         {}, {"seed": 1}, {"crop_scale_min": 0.4}, {"teacher_views": 3}, {"teacher_storage": "float16"}, {"augmentation": "clean"},
-        {"feature_layers": [0]}, {"teacher_args": {"num_classes": 3, "width": 8}, "teacher_checkpoint": str(tmp_path / "b.pth")},
+        {"feature_layers": [0]}, {"teacher_args": p.teacher_args | {"mean": [0.5, 0.5, 0.5]}},
+        {"teacher_args": {"num_classes": 3, "width": 8}, "teacher_checkpoint": str(tmp_path / "b.pth")},
     ]  # fmt: skip
     torch.save(build_model("cifar_resnet8", num_classes=3, width=8).state_dict(), tmp_path / "b.pth")
     p.cache_teacher_features, folders = True, set()
@@ -83,6 +85,54 @@ def test_another_teacher_preprocessing_or_seed_has_another_folder(p, tmp_path):
         loader, views, frozen = images.build_loader(q, regime="full"), images.build_views(q), teacher.open_teacher(q)
         folders.add(teacher.build_answers(q, frozen, loader, views).store.folder)
     assert len(folders) == len(changes)
+
+
+def test_outputs_of_a_teacher_normalised_as_imagenet_are_found_where_older_versions_stored_them(p):
+    """The folder's name is a hash over these facts: when views normalised, mean and std were theirs."""
+    p.cache_teacher_features = True
+    loader, views, frozen = images.build_loader(p, regime="full"), images.build_views(p), teacher.open_teacher(p)
+    facts = json.loads((teacher.build_answers(p, frozen, loader, views).store.folder / "answers.json").read_text())
+    assert facts["views"] == {
+        "class": "SimpleTransform", "size": 8, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "seed": 0,
+        "scale": [0.5, 1.0], "ratio": [3 / 4, 4 / 3], "horizontal_flip": True, "repeats": 2,
+    }  # fmt: skip
+
+
+def test_a_float_cache_trains_as_the_uint8_one(p, tmp_path, make_cache):
+    """The cache's own normalisation is undone: 8 bits are all that is lost."""
+    expected, _ = run(p, tmp_path, "uint8")
+    with pytest.raises(AssertionError):
+        assert run(p, tmp_path, "other", crop_scale_min=0.9)[0] == pytest.approx(expected, rel=1e-3)
+    make_cache(tmp_path / "floats", (20, 20, 20), size=8, dtype=torch.float32)  # of the same images
+    losses, _ = run(p, tmp_path, "float32", cache_dir=str(tmp_path / "floats"))
+    assert losses == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"student_args": {"img_size": 16}}, "takes images of 16 pixels a side alone, but image_size is 8"),
+        ({"augmentation": "multicrop", "use_local_crops": True}, "8 pixels a side alone, but local_crop_size is 4"),
+    ],
+)
+def test_a_student_that_cannot_take_the_views_is_refused(p, changes, sentence):
+    vit = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    p.student, p.student_args, p.student_layers, p.feature_layers = "vit_tiny_patch16_224", vit, [], []
+    p = SimpleNamespace(**vars(p) | changes | {"student_args": vit | changes.get("student_args", {})})
+    with pytest.raises(ValueError, match=sentence):
+        images.build_student(p, teacher.open_teacher(p))
+
+
+def test_teacher_and_student_may_differ_in_normalisation_and_size(p, tmp_path):
+    """A ViT that takes 16 pixels and one half as mean, imitated by a ResNet at 8 pixels, normalised as ImageNet."""
+    vit = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    torch.save(build_model("vit_tiny_patch16_224", **vit).state_dict(), tmp_path / "vit.pt")
+    changes = {"teacher": "vit_tiny_patch16_224", "teacher_args": vit, "teacher_checkpoint": str(tmp_path / "vit.pt")}
+    changes |= {"learning_rate": 1e-2, "feature_layers": [], "student_layers": []}
+    losses, _ = run(p, tmp_path, "other", **changes)
+    assert losses[-1] < losses[0]
+    known = teacher.open_teacher(SimpleNamespace(**vars(p) | changes))
+    assert known.normalisation["mean"] == (0.5, 0.5, 0.5) and known.model.input_size == 16
 
 
 def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
