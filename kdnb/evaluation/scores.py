@@ -16,16 +16,18 @@ def classification_scores(logits: torch.Tensor, labels: torch.Tensor, held_out: 
         held_out: bool [N], the rows on which calibration is measured, with a temperature fitted on the others; None: not.
 
     Returns:
-        {"accuracy", "macro_f1", "per_class_accuracy", "temperature", "calibration_error", "calibration_error_scaled"};
-        None is what cannot be known.
+        {"accuracy", "macro_f1", "per_class_accuracy", "temperature", "calibration_error", "calibration_error_scaled"}; None is
+        what cannot be known. Classes that are neither among the labels nor among the predictions have no part in macro_f1.
     """
+    from sklearn.metrics import f1_score
+
     predictions, classes = logits.argmax(1), logits.shape[1]
     right = predictions == labels
     rows = labels.bincount(minlength=classes)
     per_class = labels[right].bincount(minlength=classes).double() / rows
     found = {
         "accuracy": right.double().mean().item(),
-        "macro_f1": macro_f1(predictions, labels, classes),
+        "macro_f1": f1_score(labels.numpy(), predictions.numpy(), average="macro", zero_division=0.0),
         "per_class_accuracy": [None if math.isnan(value) else value for value in per_class.tolist()],
         "temperature": None,
         "calibration_error": None,
@@ -60,19 +62,6 @@ def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     if slope(low) >= 0:
         return _HOTTEST
     return 1 / _HOTTEST if slope(high) <= 0 else math.exp(-brentq(slope, low, high, xtol=1e-7))
-
-
-def macro_f1(predictions: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
-    """Mean over classes of F1, 2 TP / (2 TP + FP + FN), as scikit-learn's f1_score(average="macro") has it.
-
-    A class that is never right counts as 0, be it missed or only predicted. One that is neither among the labels nor
-    among the predictions would be 0 / 0 and is left out of the mean.
-    """
-    found, true, predicted = (
-        part.bincount(minlength=num_classes).double() for part in (labels[predictions == labels], labels, predictions)
-    )
-    present = true + predicted > 0
-    return (2 * found / (true + predicted))[present].mean().item()
 
 
 def checked_labels(labels: torch.Tensor, rows: int, classes: int) -> torch.Tensor:

@@ -23,12 +23,14 @@ def _drawn(parameters: Mapping) -> str:
 
 
 def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
-    """Markdown with data, teacher, loss, regime, budget and scores.
+    """Markdown with data, teacher, loss, regime, budget and scores, below the metadata that the Hub reads.
 
     Args:
         inputs: "mean" and "std" that images are normalised with.
         config: a run's config.json. summary: its summary.json; "probe_accuracy" {name: number} holds the scores.
     """
+    from huggingface_hub import ModelCardData
+
     p = config["parameters"]
     teacher = p["teacher"] + (f", weights {Path(p['teacher_checkpoint']).name}" if p.get("teacher_checkpoint") else "")
     cap = f", each capped at {p['max_steps_per_epoch']} steps" if p.get("max_steps_per_epoch") else ""
@@ -44,7 +46,9 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
         "seed": p["seed"],
         "made with": ", ".join(f"{name} {number}" for name, number in config["versions"].items()),
     }
-    lines = ["# A distilled student", "", *[f"- **{name}**: {fact}" for name, fact in facts.items()], "", "## Scores", ""]
+    tags = ["knowledge-distillation", "timm"]
+    metadata = ModelCardData(library_name="timm", pipeline_tag="image-feature-extraction", tags=tags)
+    lines = ["---", metadata.to_yaml(), "---", "", "# A distilled student", "", *[f"- **{name}**: {fact}" for name, fact in facts.items()], "", "## Scores", ""]
     scores = summary.get("probe_accuracy") or {}
     if scores:
         lines += ["Accuracy of a linear probe on held-out images:", "", "| features | accuracy |", "| --- | --- |"]

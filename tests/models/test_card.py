@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from kdnb.models.card import describe_regime, model_card, write_cards
 from kdnb.models.fingerprint import weights_fingerprint
@@ -40,6 +41,7 @@ def test_the_card_states_data_teacher_regime_budget_and_scores():
                  "mean (0.5, 0.4, 0.3) and deviation (0.2, 0.2, 0.2)", "import kdnb.models.cifar_resnet",
                  "local-dir:"):  # fmt: skip
         assert fact in card
+    assert ModelCard(card).data.library_name == "timm"  # as the Hub reads it
     assert "None were measured" in model_card(CONFIG, SUMMARY | {"probe_accuracy": {}}, INPUTS)
 
 
