@@ -48,7 +48,8 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
     }
     tags = ["knowledge-distillation", "timm"]
     metadata = ModelCardData(library_name="timm", pipeline_tag="image-feature-extraction", tags=tags)
-    lines = ["---", metadata.to_yaml(), "---", "", "# A distilled student", "", *[f"- **{name}**: {fact}" for name, fact in facts.items()], "", "## Scores", ""]
+    lines = ["---", metadata.to_yaml(), "---", "", "# A distilled student", ""]
+    lines += [*[f"- **{name}**: {fact}" for name, fact in facts.items()], "", "## Scores", ""]
     scores = summary.get("probe_accuracy") or {}
     if scores:
         lines += ["Accuracy of a linear probe on held-out images:", "", "| features | accuracy |", "| --- | --- |"]
