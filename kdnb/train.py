@@ -21,7 +21,7 @@ from kdnb.preempt import Preempted, watching
 from kdnb.progress import Display
 from kdnb.records import Clock, epoch_line, merge, total_means
 from kdnb.runs import Run, set_seed
-from kdnb.schedules import cosine_with_warmup
+from kdnb.schedules import cosine_with_warmup, count_steps
 
 _MAX_RECORDS = 5000  # step records per run; in a longer run each record is the mean of several steps
 
@@ -37,7 +37,7 @@ def train(
     epochs: int,
     learning_rate: float,
     weight_decay: float = 0.05,
-    warmup_steps: int = 0,
+    warmup_steps: int | float = 0,
     gradient_accumulation_steps: int = 1,
     clip_grad_norm: float | None = None,
     mixed_precision: str = "auto",
@@ -60,7 +60,7 @@ def train(
         views: called as `views(images, ids, epoch)`, returns a list of inputs.
         loss: called as `loss(outputs, answers, labels)`, returns named parts, among them "loss", their mix.
         run: where checkpoints and history go; a run that has a checkpoint is resumed.
-        warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps.
+        warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps; between 0 and 1 a share of them.
         gradient_accumulation_steps: batches per step; the last group of an epoch may be smaller and counts as it is.
         mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
         save_every_steps: checkpoint every so many steps, beside one at each epoch's end; `keep_checkpoints` newest stay.
@@ -84,7 +84,7 @@ def train(
     ranks.require_same("the data", loader.identity)
     set_seed(seed)
     accumulation = gradient_accumulation_steps
-    total_steps = sum(math.ceil(loader.num_batches(epoch) / accumulation) for epoch in range(epochs))
+    total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=accumulation)
     cosine_with_warmup(0, total_steps=total_steps, warmup_steps=warmup_steps)  # refuses before anything is done
     student.to(accelerator.device)
     optimizer = torch.optim.AdamW(_parameter_groups(student, weight_decay), lr=learning_rate)

@@ -19,7 +19,7 @@ from kdnb.data.datasets import (
     RandomSubsetCachedDataset,
     RawImageDataset,
 )
-from kdnb.data.epochs import EpochLoader, part_of
+from kdnb.data.epochs import EpochLoader, batch_cap, part_of
 from kdnb.data.images import open_source
 from kdnb.data.order import Order
 
@@ -89,7 +89,7 @@ def build_pretraining_dataloader(
         seeds = {"subset_seed": random_subset_seed, "shuffle": shuffle, "shuffle_seed": seed}
         order = Order(shard_sizes=sizes, regime=regime, **seeds, **subset[regime])
         data = RawImageDataset(raw, image_size=image_size, resize=resize, order=order)
-    cap = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
+    cap = batch_cap(max_steps_per_epoch, gradient_accumulation_steps)
     shared = {"batch_size": batch_size, "device": device, "max_batches": cap}
     if use_cached and num_workers == 0:
         return BatchReader(data, reuse_buffers=reuse_buffers, **shared)

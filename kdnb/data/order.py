@@ -79,6 +79,13 @@ class Order:
         """Samples in the whole cache."""
         return sum(self.shard_sizes)
 
+    @property
+    def smallest_epoch(self) -> int:
+        """Samples that every epoch has at least: drawn shards may be the smallest ones."""
+        if self.regime == "random" and self.shards_per_epoch is not None:
+            return sum(sorted(self.shard_sizes)[: self.shards_per_epoch])
+        return self.size(0)
+
     def size(self, epoch: int) -> int:
         """Number of samples of `epoch` (epochs of drawn shards differ where shards do)."""
         if self.regime == "full":

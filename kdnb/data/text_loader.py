@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from kdnb.data.epochs import SharedBatches, part_of
+from kdnb.data.epochs import EpochPlan, batch_cap, part_of
 from kdnb.data.keyed import permutation
+from kdnb.data.order import Order
 from kdnb.data.tokens import TokenTable
 
 _WINDOW = 50  # batches that are sorted by length together
@@ -20,7 +21,7 @@ _SHUFFLE = 21  # a random stream apart from those of images and of choosing rows
 _SIDES = ("right", "left")
 
 
-class TextLoader(SharedBatches):
+class TextLoader(EpochPlan):
     """The batches of every epoch; same interface as `kdnb.data.loader.BatchReader`.
 
     A batch is {name: {"input_ids": int64 [B, T], "attention_mask": int64 [B, T]} for each table, with a T of its own,
@@ -68,26 +69,12 @@ class TextLoader(SharedBatches):
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if seed < 0:
             raise ValueError(f"seed is {seed}; a seed must be 0 or larger.")
-        self.tables, self.labels, self.batch_size, self.seed, self.shuffle = tables, labels, batch_size, seed, shuffle
         self.num_rows = next(iter(sizes.values()))
-        self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
+        cap = batch_cap(max_steps_per_epoch, gradient_accumulation_steps)
+        super().__init__(Order(shard_sizes=(self.num_rows,)), batch_size=batch_size, max_batches=cap, drop_last=False)
+        self.tables, self.labels, self.seed, self.shuffle = tables, labels, seed, shuffle
         self.device, self.epoch = torch.device(device), 0
         self._rows: tuple[int, np.ndarray] | None = None
-
-    def num_batches(self, epoch: int) -> int:
-        """Batches of `epoch`, after the cap."""
-        count = -(-self.num_rows // self.batch_size)
-        return count if self.max_batches is None else min(count, self.max_batches)
-
-    def num_samples(self, epoch: int) -> int:
-        """Samples that the batches of `epoch` hold."""
-        return min(self.num_batches(epoch) * self.batch_size, self.num_rows)
-
-    def samples_of(self, epoch: int, number: int) -> int:
-        """Samples in batch `number` of `epoch`."""
-        if not 0 <= number < self.num_batches(epoch):
-            raise IndexError(f"batch {number} of an epoch of {self.num_batches(epoch)}")
-        return min(self.batch_size, self.num_rows - number * self.batch_size)
 
     @property
     def identity(self) -> str:

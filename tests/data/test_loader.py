@@ -8,7 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RandomSubsetCachedDataset
+from kdnb.data.epochs import EpochPlan, batch_cap
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
+from kdnb.schedules import count_steps
 
 
 def ids(batches) -> list[list[int]]:
@@ -162,6 +164,38 @@ def test_raw_images_give_the_batches_of_their_cache(tmp_path):
 def test_bad_settings_are_refused(cache, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         build_pretraining_dataloader(cache_dir=cache[0], **settings)
+
+
+def short_last_shard(draw: str) -> dict:
+    """One shard an epoch, of 10, 10 or 7 images."""
+    return {"regime": "random", "shards_per_epoch": 1, "draw": draw}
+
+
+@pytest.mark.parametrize("draw", ["independent", "dealt"])
+def test_an_epoch_of_the_short_last_shard_has_a_batch_or_is_refused(cache, draw):
+    loader = build_pretraining_dataloader(cache_dir=cache[0], batch_size=7, **short_last_shard(draw))
+    counts = [len(list(loader.batches(epoch))) for epoch in range(12)]
+    assert set(counts) == {1} and {loader.dataset.order.size(epoch) for epoch in range(12)} == {7, 10}
+    with pytest.raises(ValueError, match="batch_size is 8, but the smallest shards that an epoch may draw hold 7"):
+        build_pretraining_dataloader(cache_dir=cache[0], batch_size=8, **short_last_shard(draw))
+    raised = short_last_shard(draw) | {"shards_per_epoch": 2}  # as the sentence says: 17 images at least
+    assert len(list(build_pretraining_dataloader(cache_dir=cache[0], batch_size=8, **raised).batches(0))) >= 2
+
+
+def test_an_epoch_of_a_shard_without_a_readable_image_is_refused(tmp_path, make_cache):
+    make_cache(tmp_path, (4, 0))
+    with pytest.raises(ValueError, match="batch_size is 1, but the smallest shards that an epoch may draw hold 0 samples; raise"):
+        build_pretraining_dataloader(cache_dir=tmp_path, batch_size=1, **short_last_shard("dealt"))
+
+
+def test_every_epoch_trains_a_step_when_groups_of_batches_are_short(cache):
+    """One batch an epoch and groups of four: the group is as long as the epoch."""
+    plan = EpochPlan(CachedTensorDataset(cache[0]).order, batch_size=20, max_batches=batch_cap(3, 4))
+    assert count_steps(plan, epochs=5, gradient_accumulation_steps=4) == 5
+    ranks = [EpochPlan(plan.order, batch_size=4, drop_last=False) for _ in range(4)]
+    for rank, part in enumerate(ranks):
+        part.split(rank, 4)
+    assert [part.share(0, 6) for part in ranks] == [1, 1, 1, 0]  # 27 images: the last batch has 3
 
 
 def test_a_negative_epoch_is_refused(cache):

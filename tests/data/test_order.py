@@ -121,3 +121,14 @@ def test_visits_count_what_was_delivered():
 def test_bad_settings_are_refused_in_a_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
         Order(shard_sizes=SIZES, **settings)
+
+
+def test_the_smallest_epoch_bounds_every_epoch():
+    sizes = (5, 3, 8, 2)
+    drawn = [{"shards_per_epoch": k, "draw": draw} for k in (1, 2, 3, 4) for draw in ("independent", "dealt")]
+    for subset in [{"samples_per_epoch": 7}, *drawn]:
+        order = Order(shard_sizes=sizes, regime="random", **subset)
+        found = min(order.size(epoch) for epoch in range(60))
+        assert order.smallest_epoch == found, subset  # reached as well, in so many epochs
+    assert Order(shard_sizes=sizes).smallest_epoch == 18
+    assert Order(shard_sizes=sizes, regime="fixed", fixed_shards=2).smallest_epoch == 8
