@@ -10,6 +10,7 @@ number, and a run may go on with another one. Rank 0 writes. Metrics are sums ov
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ def train(
         views: called as `views(images, ids, epoch)`, returns a list of inputs.
         loss: called as `loss(outputs, answers, labels)`, returns named parts, among them "loss", their mix.
         run: where checkpoints and history go; a run that has a checkpoint is resumed.
+        weight_decay: of AdamW, for matrices and kernels that the student's model does not spare (timm's `no_weight_decay`).
         warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps; between 0 and 1 a share of them.
         gradient_accumulation_steps: batches per step; the last group of an epoch may be smaller and counts as it is.
         mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
@@ -87,7 +89,7 @@ def train(
     total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=accumulation)
     cosine_with_warmup(0, total_steps=total_steps, warmup_steps=warmup_steps)  # refuses before anything is done
     student.to(accelerator.device)
-    optimizer = torch.optim.AdamW(_parameter_groups(student, weight_decay), lr=learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate)
     if compile_student:
         student.compile()
     model = _Views(_synchronised(student, batch_norm, accelerator))
@@ -221,10 +223,20 @@ def _accelerator(mixed_precision: str, device: torch.device):
     return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=several)
 
 
-def _parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices and kernels; none for biases, norms and other vectors."""
-    weights = [p for p in student.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels; none for biases, norms and other vectors, nor for what a timm model spares.
+
+    The rule is that of `timm.optim.param_groups_weight_decay`, with the names that `no_weight_decay()` of a model inside the
+    student gives (class token, position embedding, ...). The group that decays comes first, as in every checkpoint.
+    """
+    owners, spared = [], []
+    for prefix, module in student.named_modules(prefix="student"):
+        if hasattr(module, "no_weight_decay") and not any(prefix.startswith(f"{owner}.") for owner in owners):
+            owners.append(prefix)
+            spared += [f"{prefix}.{name}" for name in module.no_weight_decay()]
+    groups = {True: [], False: []}
+    for name, weight in student.named_parameters(prefix="student"):
+        vector = weight.ndim <= 1 or name.endswith(".bias")
+        if weight.requires_grad:
+            groups[not vector and not any(fnmatch(name, pattern) for pattern in spared)].append(weight)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]

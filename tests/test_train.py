@@ -14,6 +14,8 @@ import torch
 from training import REGIMES, mse, run_training
 
 from kdnb.checkpoint import Position
+from kdnb.models.vision import Student, build_model
+from kdnb.train import parameter_groups
 
 
 def weights(student) -> torch.Tensor:
@@ -184,3 +186,48 @@ def test_a_short_last_batch_counts_by_its_examples(tmp_path):
         gradients.append(gradient)
         assert run.load_checkpoint()["position"]["images_seen"] == 14
     assert torch.allclose(*gradients, rtol=1e-6)
+
+
+SMALL = {
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 1)
+    },
+    "resnet10t": {},
+    "cifar_resnet8": {"width": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_a_timm_model_spares_from_weight_decay_is_spared_inside_a_student(name):
+    """The same weights as with timm's own call on the model; the projections decay, their biases do not."""
+    from timm.optim import param_groups_weight_decay
+
+    model = build_model(name, num_classes=3, **SMALL[name])
+    spared = getattr(model, "no_weight_decay", set)()
+    assert bool(spared) == (name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"))
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=spared)
+    theirs = {group["weight_decay"]: group["params"] for group in groups}
+    student = Student(model, teacher_dim=8)
+    projection = {0.05: [student.projection.weight], 0.0: [student.projection.bias]}
+    groups = parameter_groups(student, 0.05)
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    for group in groups:
+        expected = theirs[group["weight_decay"]] + projection[group["weight_decay"]]
+        assert [id(weight) for weight in group["params"]] == [id(weight) for weight in expected]
+    if not spared:  # then the groups are, weight by weight, those of a model that says nothing
+        plain = [weight for weight in student.parameters() if weight.ndim > 1]
+        assert all(a is b for a, b in zip(groups[0]["params"], plain, strict=True))
+
+
+def test_a_class_token_that_gets_no_gradient_does_not_shrink():
+    """AdamW multiplies what decays by 1 - rate x decay a step, whatever its gradient."""
+    model = build_model("vit_tiny_patch16_224", num_classes=0, **SMALL["vit_tiny_patch16_224"] | {"patch_size": 16})
+    with torch.no_grad():
+        model.cls_token.fill_(1.0)
+    groups = parameter_groups(Student(model, teacher_dim=5), 0.5)
+    for weight in (weight for group in groups for weight in group["params"]):
+        weight.grad = torch.zeros_like(weight)
+    before = model.blocks[0].mlp.fc1.weight.detach().clone()
+    torch.optim.AdamW(groups, lr=0.1).step()
+    assert (model.cls_token == 1).all() and torch.allclose(model.blocks[0].mlp.fc1.weight, before * 0.95)
