@@ -25,7 +25,7 @@ def feature_statistics(
     found, count = [], 0
     for batch in batches:
         answers = teacher(views(batch["image"], batch["id"], epoch)[: views.num_global], batch | {"epoch": epoch})
-        found += [answer["features"].double().cpu() for answer in answers]
+        found += [answer["features"].cpu().double() for answer in answers]  # on the CPU, as not every device has float64
         count += len(batch["image"])
         if count >= num_images:
             break
@@ -42,7 +42,7 @@ def teacher_knowledge(teacher, batches: Iterable[dict], views) -> dict[str, floa
 
 def knowledge_of(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """The same of logits [N, C] and labels [N]."""
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
     return {"accuracy": accuracy, "entropy": entropy(logits).item(), "chance": 1 / logits.shape[1], "examples": len(labels)}
 
 

@@ -105,7 +105,7 @@ class AnswerCodec:
         """Rows [B] of an answer. Raises ValueError for a number that the format cannot hold."""
         parts = {"features": answer["features"]}
         if self.top_k is not None:
-            parts["top"], parts["classes"] = answer["logits"].float().log_softmax(-1).topk(self.top_k)
+            parts["top"], parts["classes"] = (part.cpu() for part in answer["logits"].float().log_softmax(-1).topk(self.top_k))
             rest = (1 - parts["top"].double().exp().sum(-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
             parts["rest"] = rest.log()
         elif self.num_classes:

@@ -103,6 +103,12 @@ def raw_pixels(
     return columns.result()
 
 
+def float64_device(device: str | torch.device) -> torch.device:
+    """`device`, or the CPU in place of one that may lack float64, as Apple's MPS does."""
+    device = torch.device(device)
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def check_features(features: torch.Tensor, name: str):
     """Refuse what no measure can use: no rows, not [N, D], values that are not finite. `name` leads the sentence."""
     if features.ndim != 2 or 0 in features.shape:

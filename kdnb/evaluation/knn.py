@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from kdnb.evaluation.features import Features, check_pair
+from kdnb.evaluation.features import Features, check_pair, float64_device
 
 # A similarity and the row it belongs to share one float64: 28 bits and a sign beside 24 bits.
 _GRID, _ROWS = 2.0**28, 2.0**24
@@ -94,7 +94,8 @@ def nearest(
         raise ValueError(f"k is {k}, but the bank has {len(bank)} rows; choose 1 to {len(bank)}.")
     if len(bank) > _ROWS:
         raise ValueError(f"the bank has {len(bank)} rows; at most {int(_ROWS)} are allowed, take a subset.")
-    bank, found = bank.to(device), []
+    device, found = float64_device(device), []
+    bank = bank.to(device)
     for query in queries.split(query_chunk):
         # float64: its rounding is far below the grid, so that a product cut up in another way gives the same key.
         query = normalize(query.to(device).double()).mul_(_GRID)

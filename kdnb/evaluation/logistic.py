@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by full-batch L-BFGS, on the CPU or a GPU.
+"""Multinomial logistic regression by full-batch L-BFGS, on the CPU or a GPU; its sums need float64.
 
 The objective is scikit-learn's, mean log-loss + ||W||^2 / (2 C n) with a free bias, so a number means the same in both.
 L-BFGS (Nocedal 1980) with hand-written gradients. What makes it fast: it starts from a D x D curvature that all classes
@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from kdnb.evaluation.features import check_features, check_labels
+from kdnb.evaluation.features import check_features, check_labels, float64_device
 
 _MEMORY = 10  # pairs of steps that L-BFGS keeps
 _RENEW = 20  # steps after which the curvature is computed anew; on separable classes it shrinks by orders of magnitude
@@ -44,7 +44,7 @@ def fit_logistic(
 
 
 class Rows:
-    """Standardised features with a row of ones for the bias, x [D + 1, N] on the device, and labels [N].
+    """Standardised features with a row of ones for the bias, x [D + 1, N], and labels [N], on `device` if that has float64.
 
     One sample is a column: with few classes the softmax then runs along N, which is several times faster on a CPU.
     """
@@ -53,7 +53,7 @@ class Rows:
         if basis is not None:
             features = ((features - mean) / std) @ basis
             mean, std = torch.zeros(features.shape[1]), torch.ones(features.shape[1])
-        width = features.shape[1]
+        width, device = features.shape[1], float64_device(device)
         self.x = torch.empty((width + 1, len(features)), device=device)
         self.x[:width] = features.T
         self.x[:width].sub_(mean.float().to(device)[:, None]).div_(std.float().to(device)[:, None])
@@ -170,7 +170,7 @@ def unfold(
     parameters: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, basis: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias for features that are neither centred nor scaled, nor turned to a basis."""
-    weight = parameters[:, :-1].double().cpu()
+    weight = parameters[:, :-1].cpu().double()
     weight = (weight if basis is None else weight @ basis.T) / std.cpu()
-    bias = parameters[:, -1].double().cpu() - weight @ mean.cpu()
+    bias = parameters[:, -1].cpu().double() - weight @ mean.cpu()
     return weight.float(), bias.float()

@@ -50,7 +50,7 @@ def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """
     from scipy.optimize import brentq
 
-    z = logits.detach().double().cpu()
+    z = logits.detach().cpu().double()
     z = z - z.gather(1, checked_labels(labels, *z.shape)[:, None])  # the loss is then log sum exp(z / T)
 
     def slope(log_inverse: float) -> float:
