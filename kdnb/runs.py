@@ -25,15 +25,16 @@ _FREE |= {"tour_steps", "processes", "seeds", "regimes", "baseline"}
 
 
 def project_root() -> Path:
-    """Folder that holds notebooks/ and outputs/: the project's, else the nearest one above the current folder.
+    """The project that the current folder lies in: the nearest folder, from there upwards, that holds notebooks/ and outputs/.
 
-    Papermill runs in the caller's folder, JupyterLab in the notebook's; every path in kdnb hangs on this one.
+    Papermill runs in the caller's folder, JupyterLab in the notebook's: in this project both mean the same. A script
+    elsewhere has a project of its own, its current folder; where kdnb is installed does not matter.
     """
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package, Path.cwd(), *Path.cwd().parents):
+    here = Path.cwd()
+    for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "outputs").is_dir():
             return folder
-    return Path.cwd()
+    return here
 
 
 def anchored(path: str | Path) -> Path:

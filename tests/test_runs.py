@@ -6,7 +6,7 @@ import matplotlib.figure
 import pytest
 import torch
 
-from kdnb.runs import Run, anchored, project_root
+from kdnb.runs import Run, anchored, local_or_hub, project_root
 
 
 def test_a_new_run_writes_what_a_reader_needs_to_repeat_it(tmp_path):
@@ -71,7 +71,26 @@ def test_figures_are_pictures(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and path.parent.name == "figures"
 
 
-def test_paths_hang_on_the_project_whatever_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert (project_root() / "notebooks").is_dir() and anchored("outputs") == project_root() / "outputs"
-    assert anchored(tmp_path) == tmp_path
+@pytest.fixture
+def project(tmp_path):
+    for folder in ("notebooks", "outputs/run", "tests/data"):
+        (tmp_path / "project" / folder).mkdir(parents=True)
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize("below", ["", "notebooks", "outputs/run", "tests/data"])
+def test_paths_hang_on_the_project_from_every_folder_inside(project, monkeypatch, below):
+    monkeypatch.chdir(project / below)
+    assert project_root() == project and anchored("outputs") == project / "outputs"
+    assert anchored(project.parent) == project.parent
+
+
+def test_a_script_elsewhere_writes_where_it_is_and_not_beside_the_installed_package(project, monkeypatch):
+    mine = project.parent / "mine"
+    mine.mkdir()
+    monkeypatch.chdir(mine)
+    assert project_root() == mine and local_or_hub("outputs") == "outputs"
+    assert Run("a", {}).folder == mine / "outputs/a" and (mine / "outputs/a/config.json").is_file()
+    (mine / "notebooks").mkdir()  # which makes it a project, for a notebook in there, too
+    monkeypatch.chdir(mine / "notebooks")
+    assert Run("a", {}).resumed and Run("b", {}).folder == mine / "outputs/b"

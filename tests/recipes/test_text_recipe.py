@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdnb import runs
 from kdnb.models.small_text import make_small_classifier
 from kdnb.models.text import load_classifier
 from kdnb.recipes import text, text_teacher
@@ -43,7 +42,7 @@ def p(tmp_path, monkeypatch):
     """Parameters of a small run; caches and runs stay in the test's folder."""
     for folder in ("notebooks", "outputs"):
         (tmp_path / folder).mkdir()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "kdnb" / "runs.py"))  # the project's root
+    monkeypatch.chdir(tmp_path)  # a project of its own
     given = {
         "dataset": str(write_texts(tmp_path / "texts", {"train": 240, "test": 90})), "split": "train", "eval_split": "test",
         "text_columns": "", "label_column": None, "validation_split": 0.25, "max_train_samples": 90, "max_val_samples": None,
