@@ -74,6 +74,12 @@ def merge(records: list[dict]) -> dict:
     return merged
 
 
+def epochs_since_best(epochs: list[dict]) -> int:
+    """How many epochs ago the best one was, by validation accuracy, validation loss or training loss; 0 before the first."""
+    marks = [-e["val_accuracy"] if "val_accuracy" in e else e.get("val_loss", e["loss"]) for e in epochs]
+    return len(marks) - 1 - marks.index(min(marks)) if marks else 0
+
+
 def epoch_line(record: dict, epochs: int, *, unit: str = "image") -> str:
     """What a person wants to know after an epoch, in one line."""
     seconds = record["data_wait_s"] + record["step_s"]

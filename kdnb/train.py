@@ -20,7 +20,7 @@ from kdnb import ranks
 from kdnb.checkpoint import pack, restore
 from kdnb.preempt import Preempted, watching
 from kdnb.progress import Display
-from kdnb.records import Clock, epoch_line, merge, total_means
+from kdnb.records import Clock, epoch_line, epochs_since_best, merge, total_means
 from kdnb.runs import Run, set_seed
 from kdnb.schedules import cosine_with_warmup, count_steps
 
@@ -45,7 +45,7 @@ def train(
     compile_student: bool = False,
     seed: int = 0,
     save_every_steps: int | None = None,
-    keep_checkpoints: int | None = 2,
+    keep_checkpoints: int | None = None,
     save_model: Callable[[nn.Module, Path], None] | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     patience: int | None = None,
@@ -65,7 +65,8 @@ def train(
         warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps; between 0 and 1 a share of them.
         gradient_accumulation_steps: batches per step; the last group of an epoch may be smaller and counts as it is.
         mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
-        save_every_steps: checkpoint every so many steps, beside one at each epoch's end; `keep_checkpoints` newest stay.
+        save_every_steps: checkpoint every so many steps, beside one at each epoch's end.
+        keep_checkpoints: how many of the newest stay; None: all, which evaluation makes a curve of.
         save_model: called as `save_model(student, folder)` for final_model/ and, after each best epoch, best_model/.
         validate: called as `validate(student)` after each epoch, returns named numbers, among them "val_loss" or
             "val_accuracy"; the latter, if it is there, decides which epoch is best. Without it the mean training loss does.
@@ -103,7 +104,7 @@ def train(
         run.save_checkpoint(at.step, pack(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
 
     with Display(total_steps, title=run.name, curve="loss") as display, watching() as asked:
-        while at.epoch < epochs and not (patience and _epochs_since_best(at.epochs) >= patience):
+        while at.epoch < epochs and not (patience and epochs_since_best(at.epochs) >= patience):
             student.train()
             num_batches = loader.num_batches(at.epoch)
             batches = loader.batches(at.epoch, at.batch)
@@ -153,7 +154,7 @@ def train(
             print(epoch_line(record, epochs, unit=getattr(loader, "unit", "image")), flush=True)
             at.epochs.append(record)
             at.epoch, at.batch = at.epoch + 1, 0
-            if save_model is not None and _epochs_since_best(at.epochs) == 0 and accelerator.is_main_process:
+            if save_model is not None and epochs_since_best(at.epochs) == 0 and accelerator.is_main_process:
                 save_model(student, run.folder / "best_model")
             run.write("history.json", {"steps": at.steps, "epochs": at.epochs})
             save()
@@ -199,12 +200,6 @@ def _nothing(outputs: list, accelerator) -> torch.Tensor | float:
         for value in output.values() if isinstance(output, dict) else [output]:
             found += value if isinstance(value, list) else [value]
     return sum((value.float() * 0).sum() for value in found)
-
-
-def _epochs_since_best(epochs: list[dict]) -> int:
-    """How many epochs ago the best one was, by validation accuracy, validation loss or training loss; 0 before the first."""
-    marks = [-e["val_accuracy"] if "val_accuracy" in e else e.get("val_loss", e["loss"]) for e in epochs]
-    return len(marks) - 1 - marks.index(min(marks)) if marks else 0
 
 
 def _accelerator(mixed_precision: str, device: torch.device):

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from kdnb.records import Clock, epoch_line, merge, total_means
+from kdnb.records import Clock, epoch_line, epochs_since_best, merge, total_means
 
 
 def record(step, loss, *, steps=1):
@@ -65,3 +65,11 @@ def test_the_line_of_an_epoch():
     assert line == (
         "epoch 1/3 | step 2 | loss 0.3750 | learning rate 5.00e-02 | 16 images/s | data wait 1.00 s (25.0%) | step 3.00 s"
     )
+
+
+def test_the_best_epoch_is_told_by_validation_where_there_is_one():
+    assert epochs_since_best([]) == 0
+    assert epochs_since_best([{"loss": loss} for loss in (0.5, 0.2, 0.3, 0.4)]) == 2
+    assert epochs_since_best([{"loss": 0.1, "val_loss": 0.3}, {"loss": 0.2, "val_loss": 0.1}]) == 0
+    scores = [{"loss": 0.1, "val_loss": 0.1, "val_accuracy": value} for value in (0.5, 0.9, 0.9)]
+    assert epochs_since_best(scores) == 1  # the first of equal ones

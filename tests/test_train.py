@@ -131,6 +131,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(cache, tmp_p
     assert not (tmp_path / "full/checkpoints/step_00000005.pt").exists()
 
 
+def test_every_epochs_checkpoint_is_kept_unless_told_otherwise(cache, tmp_path):
+    _, _, run = run_training(cache, tmp_path, "full", save_every_steps=None, epochs=4)
+    assert [path.name for path in run.checkpoints()] == [f"step_{6 * (epoch + 1):08d}.pt" for epoch in range(4)]
+
+
 def test_validation_decides_which_model_is_best(cache, tmp_path):
     scores, saved = iter([{"val_loss": loss} for loss in (0.3, 0.1, 0.2)]), []
     run_training(

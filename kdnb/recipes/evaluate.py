@@ -23,6 +23,7 @@ from kdnb.models.vision import FeatureModel, build_model, freeze
 from kdnb.precompute import precompute
 from kdnb.recipes.images import build_teacher, source_arguments
 from kdnb.recipes.sweep import Planned, run_all
+from kdnb.records import epochs_since_best
 from kdnb.runs import Run, anchored, find_device, set_seed
 
 _STORE = "outputs/cache_evaluation"
@@ -111,8 +112,19 @@ def load_student(run: TrainedRun, checkpoint: Checkpoint) -> FeatureModel:
     Raises:
         ValueError: the checkpoint is of another architecture than the run's config says.
     """
-    model = build_model(run.p.student, checkpoint=checkpoint.path, **run.p.student_args)
+    if checkpoint.path.is_dir():  # a model folder, which knows its architecture
+        model = build_model(str(checkpoint.path))
+    else:
+        model = build_model(run.p.student, checkpoint=checkpoint.path, **run.p.student_args)
     return freeze(FeatureModel(model).to(find_device()))
+
+
+def best_model(run: TrainedRun) -> Checkpoint | None:
+    """The folder best_model/ where it holds another epoch than the last; None where the last epoch was the best."""
+    epochs, folder = run.history["epochs"], run.folder / "best_model"
+    ago = epochs_since_best(epochs)
+    best = epochs[-1 - ago] if ago else None
+    return Checkpoint(folder, best["step"], best["images_seen"]) if best and folder.is_dir() else None
 
 
 def random_student(run: TrainedRun) -> FeatureModel:
@@ -203,16 +215,19 @@ def row(scores: Scores, references: dict[str, Scores], **where) -> dict:
 
 
 def evaluate_run(run: TrainedRun, evaluator: Evaluator) -> tuple[list[dict], dict[str, Scores]]:
-    """The table's lines of one run: references first, then every checkpoint; and the scores of the references and, as
-    "student", of the last checkpoint."""
-    scores = evaluate_references(run, evaluator)
+    """The table's lines of one run: references first, then every checkpoint and, where the last epoch was not the best one,
+    best_model; and the scores of the references and, as "student", of the last checkpoint."""
+    references = evaluate_references(run, evaluator)
     start = {"run": run.name, "step": 0, "images_seen": 0}
-    lines = [row(found, scores, model=name, **start) for name, found in scores.items()]
-    for checkpoint in run.checkpoints:
+    lines, scores = [row(found, references, model=name, **start) for name, found in references.items()], dict(references)
+    best = best_model(run)
+    judged = [("student", checkpoint) for checkpoint in run.checkpoints] + ([("best model", best)] if best else [])
+    for name, checkpoint in judged:
         found = evaluator(load_student(run, checkpoint))
         where = {"run": run.name, "step": checkpoint.step, "images_seen": checkpoint.images_seen}
-        lines.append(row(found, scores, model="student", **where))
-    return lines, scores | {"student": found}
+        lines.append(row(found, references, model=name, **where))
+        scores[name] = found
+    return lines, scores
 
 
 def compare_to_teacher(run: TrainedRun, evaluator: Evaluator, scores: dict[str, Scores], folder: Path) -> dict:

@@ -144,6 +144,7 @@ def builtin_teacher() -> Path:
         epochs=_BUILTIN_TEACHER["epochs"],
         learning_rate=_BUILTIN_TEACHER["learning_rate"],
         warmup_steps=30,
+        keep_checkpoints=1,
         save_model=lambda model, folder: save_model(model.model, folder),
     )
     run.finish({"loss": history["epochs"][-1]["loss"]})

@@ -119,6 +119,7 @@ def _train_on_labels(p: SimpleNamespace, model: TextClassifier, texts: Texts, ru
         learning_rate=settings["learning_rate"],
         warmup_steps=10,
         clip_grad_norm=1.0,
+        keep_checkpoints=1,
         save_model=lambda trained, folder: save_classifier(trained, folder),
     )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdnb.data.images import open_source
+from kdnb.models.folder import save_model
 from kdnb.models.vision import FeatureModel, Student, build_model
 from kdnb.precompute import precompute
 from kdnb.recipes import evaluate, tables
@@ -61,6 +62,23 @@ def test_every_checkpoint_is_judged_between_floors_and_ceiling(tmp_path):
     tables.write_table(out, lines)
     assert len(out.read("evaluation.json")) == 5 and (out.folder / "evaluation.csv").read_text().count("\n") == 6
     assert len(tables.format_table(lines).splitlines()) == 6
+
+
+def test_the_best_model_is_judged_where_it_is_another_epoch_than_the_last(tmp_path):
+    run = make_run(tmp_path, steps=(2, 6))  # of three checkpoints, the one of the best epoch is not kept
+    torch.manual_seed(4)
+    save_model(build_model("cifar_resnet8", num_classes=0, width=4), run.folder / "best_model")
+    losses = {2: 0.9, 4: 0.5, 6: 0.7}
+    run.write("history.json", {"steps": [], "epochs": [{"step": s, "images_seen": 32 * s, "loss": v} for s, v in losses.items()]})
+    opened = evaluate.open_run(run.folder)
+    lines, scores = evaluate.evaluate_run(opened, evaluate.build_evaluator(opened, DATA))
+    assert [(line["model"], line["step"], line["images_seen"]) for line in lines[3:]] == [
+        ("student", 2, 64), ("student", 6, 192), ("best model", 4, 128),
+    ]  # fmt: skip
+    assert scores["student"].probe == lines[4]["probe"] and scores["best model"].probe == lines[5]["probe"]
+    assert tables.curve(lines, "run", "probe")[0] == [0, 2, 6] and tables.curve_end(lines, "run")["step"] == 6
+    run.write("history.json", {"steps": [], "epochs": [{"step": 2, "loss": 0.9}, {"step": 6, "loss": 0.5}]})
+    assert evaluate.best_model(evaluate.open_run(run.folder)) is None
 
 
 def test_a_second_evaluation_measures_nothing_and_finds_the_same(tmp_path):
