@@ -3,6 +3,7 @@
 All losses are computed in float32, whatever the precision of the models.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -44,6 +45,32 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean()  # entr(0) is 0, also for a logit of -inf
 
 
+def labels_fit(labels: np.ndarray | None, num_classes: int, *, alpha: float) -> bool:
+    """Whether all labels are classes of a head of `num_classes`, so that they can be compared with its logits.
+
+    To be asked once, of all labels on the host: in a step on a GPU, a label outside the head ends the process.
+
+    Args:
+        labels: integers [N], -1 where an image has none; None: there are no labels.
+        alpha: weight of the distillation term. At 1 labels are needed for nothing but the numbers that are logged.
+
+    Raises:
+        ValueError: labels that do not fit, with an alpha below 1, which needs them.
+    """
+    low, high = (int(labels.min()), int(labels.max())) if labels is not None and len(labels) else (-1, -1)
+    if low >= 0 and high < num_classes:
+        return True
+    if alpha == 1:
+        return False
+    if high < 0:
+        raise ValueError(f"alpha is {alpha}, but the images have no labels; without labels alpha must be 1.")
+    if low < 0:
+        raise ValueError(f"alpha is {alpha}, but {int((labels < 0).sum()):,} of {len(labels):,} images have no label; set alpha "
+                         "to 1, or leave these images out.")  # fmt: skip
+    raise ValueError(f"alpha is {alpha}, but labels go up to {high} and the head has {num_classes} classes; set alpha to 1, "
+                     "another label_column, or a teacher for these classes.")  # fmt: skip
+
+
 class DistillationLoss:
     """The loss of one batch from the answers of student and teacher to its views.
 
@@ -53,6 +80,8 @@ class DistillationLoss:
         alpha: weight of that term; the mix is alpha * term + (1 - alpha) * cross-entropy, so that alpha = 1 needs no
             labels and alpha = 0 no teacher's opinion.
         mean, std: of the teacher's features [D], for `mse`.
+        log_accuracy: with soft targets and alpha 1, which needs no labels, return cross-entropy and accuracies, too: for labels
+            that fit the heads (`labels_fit`). Otherwise labels are not looked at.
         layer_weight: weight of the mean cosine loss over intermediate layers, and of that over patch tokens, where the answers
             hold "layers" or "tokens".
 
@@ -70,6 +99,7 @@ class DistillationLoss:
         mean: torch.Tensor | None = None,
         std: torch.Tensor | None = None,
         layer_weight: float = 1.0,
+        log_accuracy: bool = False,
     ):
         _in_range("loss", kind, kind in KINDS, "one of " + ", ".join(KINDS))
         _in_range("temperature", temperature, temperature > 0, "above 0")
@@ -78,9 +108,11 @@ class DistillationLoss:
             raise ValueError("loss is mse, which needs the mean and std of the teacher's features; see feature_statistics.")
         self.kind, self.temperature, self.alpha = kind, temperature, alpha
         self.mean, self.std, self.layer_weight = mean, std, layer_weight
+        self.uses_labels = alpha < 1 or (log_accuracy and kind == "soft_targets")
 
     def __call__(self, students: list[dict], teachers: list[dict], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         self._check(students, teachers, labels)
+        labels = labels if self.uses_labels else None
         pairs = list(zip(students, teachers, strict=False))
         pairs += [(local, teacher) for local in students[len(teachers) :] for teacher in teachers]
         term = _mean(self._term(student, teacher) for student, teacher in pairs)
@@ -89,7 +121,7 @@ class DistillationLoss:
             parts["teacher_entropy"] = _mean(entropy(teacher["logits"]) for teacher in teachers).detach()
             if labels is not None:
                 parts["teacher_accuracy"] = _accuracy(teachers[0], labels)
-        if labels is not None and (self.alpha < 1 or self.kind == "soft_targets"):
+        if labels is not None:
             hard = _mean(F.cross_entropy(student["logits"].float(), labels) for student, _ in pairs)
             parts |= {"cross_entropy": hard, "student_accuracy": _accuracy(students[0], labels)}
             # A term without weight is left out, not multiplied by 0: it may be infinite, and its gradient costs time.

@@ -8,8 +8,13 @@ from kdnb.data.augment import normalise
 from kdnb.data.shards import FORMAT, IMAGENET_MEAN, IMAGENET_STD, write_index, write_shard
 
 
-def write_cache(folder: Path, sizes=(10, 10, 7), *, size=4, dtype=torch.uint8, labelled=True) -> torch.Tensor:
-    """A cache with shards of `sizes` rows in `folder`; returns its images [N, 3, size, size] as stored. Ids are 100, 101, ..."""
+def write_cache(
+    folder: Path, sizes=(10, 10, 7), *, size=4, dtype=torch.uint8, labelled=True, labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A cache with shards of `sizes` rows in `folder`; returns its images [N, 3, size, size] as stored.
+
+    Ids are 100, 101, ...; `labels` [N] are 0, 1, 2, 0, ... where they are not given, of the classes a, b, c.
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (sum(sizes), 3, size, size), dtype=torch.uint8, generator=generator)
     if dtype != torch.uint8:
@@ -23,9 +28,9 @@ def write_cache(folder: Path, sizes=(10, 10, 7), *, size=4, dtype=torch.uint8, l
     entries, start = [], 0
     for number, rows in enumerate(sizes):
         ids = torch.arange(start, start + rows)
-        labels = ids % 3 if labelled else None
+        given = (ids % 3 if labels is None else labels[ids]) if labelled else None
         part = images[start : start + rows]
-        entries.append(write_shard(folder, number, images=part, labels=labels, ids=ids + 100, meta=cache))
+        entries.append(write_shard(folder, number, images=part, labels=given, ids=ids + 100, meta=cache))
         start += rows
     write_index(folder, cache | {"num_images": start, "shards": entries})
     return images

@@ -20,11 +20,10 @@ from kdnb.knowledge import feature_statistics, teacher_knowledge
 from kdnb.models.vision import FeatureModel, build_model, freeze
 from kdnb.teachers import AnswerCodec, LiveTeacher
 
-NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 VIEWS = [
-    CleanTransform(size=8, **NORM),
-    SimpleTransform(size=6, **NORM),
-    FastMultiCropTransform(global_size=8, local_size=4, use_local_crops=True, **NORM),
+    CleanTransform(size=8),
+    SimpleTransform(size=6),
+    FastMultiCropTransform(global_size=8, local_size=4, use_local_crops=True),
 ]
 
 

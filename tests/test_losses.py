@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from kdnb.losses import DistillationLoss, cosine_loss, entropy, soft_target_loss, standardised_mse
+from kdnb.losses import DistillationLoss, cosine_loss, entropy, labels_fit, soft_target_loss, standardised_mse
 
 
 def test_cosine_by_hand():
@@ -76,11 +77,31 @@ def test_the_mix_of_soft_and_hard_targets():
     student, teacher, labels = logits([0.0, 0.0]), logits([math.log(9), 0.0]), torch.tensor([1])
     soft, hard = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), math.log(2)
     for alpha in (0.0, 0.3, 1.0):
-        parts = DistillationLoss("soft_targets", temperature=2, alpha=alpha)([student], [teacher], labels)
+        parts = DistillationLoss("soft_targets", temperature=2, alpha=alpha, log_accuracy=True)([student], [teacher], labels)
         assert parts["loss"].item() == pytest.approx(alpha * soft + (1 - alpha) * hard)
         assert parts["soft_targets"].item() == pytest.approx(soft) and parts["cross_entropy"].item() == pytest.approx(hard)
     assert parts["teacher_accuracy"] == 0 and parts["student_accuracy"] == 0
     assert set(DistillationLoss("soft_targets")([student], [teacher], None)) == {"loss", "soft_targets", "teacher_entropy"}
+
+
+@pytest.mark.parametrize("label", [-1, 2, 10**6])
+def test_pure_distillation_never_looks_at_labels(label):
+    """Of images without a label, or of a data set with more classes than the head: an index out of range on a GPU is the end."""
+    student, teacher = logits([0.0, 0.0]), logits([math.log(9), 0.0])
+    parts = DistillationLoss("soft_targets")([student], [teacher], torch.tensor([label]))
+    assert parts.keys() == {"loss", "soft_targets", "teacher_entropy"}
+    parts["loss"].backward()
+
+
+def test_labels_fit_where_all_of_them_are_classes_of_the_head():
+    fitting, beyond, missing = np.array([0, 4, 2]), np.array([0, 5]), np.array([0, -1, 3, -1])
+    assert labels_fit(fitting, 5, alpha=1.0) and labels_fit(fitting, 5, alpha=0.3)
+    foreign = [beyond, missing, np.full(3, -1), np.empty(0, dtype=np.int64), None]
+    assert not any(labels_fit(labels, 5, alpha=1.0) for labels in foreign)
+    sentences = ["labels go up to 5 and the head has 5 classes", "2 of 4 images have no label", *["images have no labels"] * 3]
+    for labels, sentence in zip(foreign, sentences, strict=True):
+        with pytest.raises(ValueError, match=f"alpha is 0.3, but .*{sentence}"):
+            labels_fit(labels, 5, alpha=0.3)
 
 
 def test_pure_supervision_survives_a_teacher_without_sense():

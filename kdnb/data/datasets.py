@@ -44,6 +44,16 @@ class CachedTensorDataset(Dataset):
         self._positions: tuple[int, np.ndarray] | None = None
 
     @property
+    def labels(self) -> np.ndarray | None:
+        """Labels of all images by position, int64 [N]; None where there are none."""
+        return self.reader.labels
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where they are known."""
+        return self.reader.index["classes"]
+
+    @property
     def epoch(self) -> int:
         """The epoch whose samples the items are."""
         return int(self._epoch)
@@ -148,6 +158,15 @@ class RawImageDataset(CachedTensorDataset):
         self.source, self.image_size, self.resize_mode, self.order = source, image_size, resize, order
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._positions = None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """As of a cache; the images are not read for it."""
+        return self.source.labels() if self.source.labelled else None
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.source.classes
 
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """The batch of source rows `positions`, decoded now. Raises UnreadableImage with the row's number."""

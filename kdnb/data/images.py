@@ -6,7 +6,8 @@ them, in this process or in workers. Opening lists the pictures and decodes none
 order only.
 
 Every source has: name, classes (list of names or None), num_images (None while streaming), labelled, fingerprint, and
-`items(ids)`, which yields (id, encoded, label or None) for rows of the source.
+`items(ids)`, which yields (id, encoded, label or None) for rows of the source. Where it is labelled and not streaming,
+`labels()` gives all labels, int64 [num_images], without touching a picture.
 """
 
 import os
@@ -89,6 +90,9 @@ class DigitsSource:
         digits = load_digits()
         return np.rint(digits.images[self._rows] * (255 / 16)).astype(np.uint8), digits.target[self._rows]
 
+    def labels(self) -> np.ndarray:
+        return self._digits[1].astype(np.int64)
+
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
         greys, labels = self._digits
         for i in range(self.num_images) if ids is None else ids:
@@ -123,6 +127,10 @@ class FolderSource:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint_of(self, [[name, (self._folder / name).stat().st_size] for name in self._files])
+
+    def labels(self) -> np.ndarray:
+        number = {name: i for i, name in enumerate(self.classes)}
+        return np.array([number[name.split("/")[0]] for name in self._files], dtype=np.int64)
 
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
         number = {name: i for i, name in enumerate(self.classes or [])}

@@ -8,6 +8,7 @@ we measured, that beats both touching a mapping unprepared and positioned reads 
 
 import ctypes
 import mmap
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ class ShardReader:
 
     Attributes:
         index: the cache's index. shard_sizes: rows of each complete shard, in order. dtype: of the stored images.
-        row_shape: (3, H, W). labelled: whether the cache holds labels.
+        row_shape: (3, H, W).
 
     Raises:
         FileNotFoundError: no index. ShardError: a shard is missing, or has another size than the index says.
@@ -41,7 +42,6 @@ class ShardReader:
         self.shard_sizes = tuple(entry["rows"] for entry in entries)
         self.row_shape = (3, self.index["image_size"], self.index["image_size"])
         self.dtype = STORAGE_DTYPES[self.index["storage"]]
-        self.labelled = self.index["labelled"]
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
         self._row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
         self._open: dict[int, _Shard] = {}
@@ -82,6 +82,22 @@ class ShardReader:
         """Ids of the images of the shard at place `shard` of the index, int64 [rows]."""
         return self._shard(shard).ids
 
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether images have labels: not where each is -1, as in the Hub's own test splits. Mostly a look into one shard."""
+        return self.index["labelled"] and any((self._labels_of(entry) != -1).any() for entry in self.index["shards"])
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Labels of all images by position, int64 [N]; None where the cache has none. About a millisecond a shard, once."""
+        if not self.labelled:
+            return None
+        parts = (self._labels_of(entry) for entry in self.index["shards"])
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+    def _labels_of(self, entry: dict) -> np.ndarray:
+        return open_shard(self.cache_dir / entry["file"])["labels"].numpy()
+
     def advise(self, positions: np.ndarray):
         """Ask the kernel to read `positions` ahead, without waiting for it; costs a few per cent of a warm read."""
         if self._row_bytes < _SMALL_ROW:
@@ -104,7 +120,7 @@ class ShardReader:
         if number not in self._open:
             entry = self.index["shards"][number]
             shard = _Shard(self.cache_dir / entry["file"])
-            if (shard.images.shape != (entry["rows"], self._row_bytes)) or (shard.labels is None) == self.labelled:
+            if (shard.images.shape != (entry["rows"], self._row_bytes)) or (shard.labels is None) == self.index["labelled"]:
                 raise ShardError(
                     f"{shard.path} holds {shard.images.shape[0]} rows of {shard.images.shape[1]:,} bytes, the index says "
                     f"{entry['rows']} of {self._row_bytes:,}; run precompute again with the same parameters."

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from kdnb.data.decode import Encoded
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
@@ -32,6 +34,9 @@ class TableSource:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint_of(self, [self._image, self._label])
+
+    def labels(self) -> np.ndarray:
+        return np.array([_whole(label) for label in self._table.select_columns([self._label])[:][self._label]], dtype=np.int64)
 
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
         ids = range(self.num_images) if ids is None else ids

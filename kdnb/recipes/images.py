@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from kdnb import ranks
-from kdnb.data.datasets import RawImageDataset
+from kdnb.data.datasets import CachedTensorDataset, RawImageDataset
 from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits, step_bytes
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
@@ -20,7 +21,7 @@ from kdnb.data.order import Order
 from kdnb.data.shards import read_index
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.knowledge import feature_statistics, require_knowledge, teacher_knowledge
-from kdnb.losses import DistillationLoss
+from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze, required_size
@@ -161,10 +162,7 @@ def raw_batches(source, *, image_size: int, batch_size: int = 100, resize: str =
 def build_student(p: SimpleNamespace, teacher) -> Student:
     """The student with projections to the teacher's widths; the seed alone decides its first weights."""
     set_seed(p.seed)
-    heads = teacher.num_classes if p.loss == "soft_targets" else 0
-    if not heads and p.alpha < 1:  # labels are mixed in, so the student classifies, too
-        heads = len(read_index(anchored(p.cache_dir))["classes"] or ())
-    model = build_model(p.student, num_classes=heads, **p.student_args)
+    model = build_model(p.student, num_classes=_head_width(p, teacher), **p.student_args)
     size = required_size(model)
     if size not in (None, p.image_size) or (size and p.use_local_crops and p.local_crop_size != size):
         other = f"image_size is {p.image_size}" if size != p.image_size else f"local_crop_size is {p.local_crop_size}"
@@ -173,6 +171,23 @@ def build_student(p: SimpleNamespace, teacher) -> Student:
     layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
     layers |= {"token_dim": teacher.token_shape[1]} if getattr(p, "teacher_tokens", False) else {}
     return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())
+
+
+def _head_width(p: SimpleNamespace, teacher) -> int:
+    """Classes of the student's head: the teacher's for soft targets, the data's where labels are mixed in, else 0."""
+    if p.loss == "soft_targets" and not teacher.num_classes:
+        raise ValueError(f"loss is soft_targets, but teacher {p.teacher} has no classification head; choose mse or cosine.")
+    if p.alpha == 1:
+        return teacher.num_classes if p.loss == "soft_targets" else 0
+    cached = CachedTensorDataset(anchored(p.cache_dir))
+    width = teacher.num_classes if p.loss == "soft_targets" else num_classes(cached.labels, cached.classes)
+    labels_fit(cached.labels, width, alpha=p.alpha)
+    return width
+
+
+def num_classes(labels: np.ndarray | None, classes: list[str] | None) -> int:
+    """How many classes a data set has: as many as it names, or else one more than its largest label."""
+    return len(classes) if classes else 0 if labels is None else int(labels.max()) + 1
 
 
 def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> DistillationLoss:
@@ -187,6 +202,11 @@ def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> Distillat
     mix = {"temperature": p.temperature, "alpha": p.alpha}
     if p.loss == "soft_targets":
         check_teacher(p, teacher)
+        labels = loader.dataset.labels
+        mix["log_accuracy"] = labels_fit(labels, teacher.num_classes, alpha=p.alpha)
+        if labels is not None and not mix["log_accuracy"]:
+            known = f"{teacher.num_classes} classes are known to the teacher"
+            print(f"labels go from {labels.min()} to {labels.max()}, but {known}: accuracies are left out")
     if p.loss != "mse":
         return DistillationLoss(p.loss, **mix)
     mean, std = feature_statistics(answers, loader.batches(0), views)
@@ -195,13 +215,14 @@ def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> Distillat
 
 def check_teacher(p: SimpleNamespace, teacher):
     """Measure the teacher's head on the held-out split before any step, print it, and refuse noise as soft targets."""
-    if not teacher.num_classes:
-        raise ValueError(f"loss is soft_targets, but teacher {p.teacher} has no classification head; choose mse or cosine.")
     held_out = None if p.eval_split is None else open_source(**source_arguments(p, p.eval_split))
-    if held_out is None or not held_out.labelled:
+    labels = held_out.labels() if held_out is not None and held_out.labelled else None
+    if not labels_fit(labels, teacher.num_classes, alpha=1):
+        why = f"eval_split gives no labels of its {teacher.num_classes} classes"
         if teacher.head_is_random:
-            raise ValueError("the teacher's head was not in its checkpoint, and eval_split gives no labels to measure it on.")
-        print("the teacher's head is not measured: eval_split gives no labels")
+            raise ValueError(f"the teacher's head was not in its checkpoint, and {why} to measure it on; set eval_split to a "
+                             "labelled split, or loss to mse or cosine.")  # fmt: skip
+        print(f"the teacher's head is not measured: {why}")
         return
 
     def measure() -> dict:

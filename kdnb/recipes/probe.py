@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 from torch import nn
 
 from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
@@ -10,8 +11,9 @@ from kdnb.data.loader import BatchReader
 from kdnb.data.views import CleanTransform
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
+from kdnb.losses import labels_fit
 from kdnb.models.vision import Student
-from kdnb.recipes.images import raw_batches, source_arguments, stored_normalisation
+from kdnb.recipes.images import num_classes, raw_batches, source_arguments, stored_normalisation
 from kdnb.runs import anchored, find_device
 
 
@@ -19,7 +21,8 @@ class Probe:
     """Linear probes on one pair of labelled data: at most `p.probe_samples` cached images, and the held-out split.
 
     Attributes:
-        available: False where there are no labels or no held-out split; `why_not` says which. about: what tells the data.
+        available: False where there is no held-out split, or labels are missing or no classes; `why_not` says which.
+        about: what tells the data.
     """
 
     def __init__(self, p: SimpleNamespace):
@@ -30,6 +33,10 @@ class Probe:
         held_out = open_source(**source_arguments(p, p.eval_split))
         if not (cached.reader.labelled and held_out.labelled):
             self.why_not = f"{p.dataset} has no labels"
+            return
+        self.num_classes = num_classes(np.concatenate([cached.labels, held_out.labels()]), cached.classes)
+        if not all(labels_fit(labels, self.num_classes, alpha=1) for labels in (cached.labels, held_out.labels())):
+            self.why_not = f"some images of {p.dataset} have no label, or one beyond its {self.num_classes} classes"
             return
         count = min(p.probe_samples, len(cached))
         part = RandomSubsetCachedDataset(anchored(p.cache_dir), samples_per_epoch=count)
@@ -44,11 +51,12 @@ class Probe:
         """Held-out accuracy of a linear probe on the model's frozen features."""
         device = find_device()
         parts = [extract_features(model, b, transform=self.view, device=device) for b in (self.train, self.test)]
-        return linear_probe(*parts, device=device).top1
+        return linear_probe(*parts, num_classes=self.num_classes, device=device).top1
 
     def pixels(self) -> float:
         """The same on the raw pixels."""
-        return linear_probe(*(raw_pixels(b, **self.stored) for b in (self.train, self.test))).top1
+        parts = [raw_pixels(b, **self.stored) for b in (self.train, self.test)]
+        return linear_probe(*parts, num_classes=self.num_classes).top1
 
 
 def probe_references(probe: Probe, teacher, student: Student) -> dict[str, float]:

@@ -145,7 +145,7 @@ def distil(p: SimpleNamespace, data: Data, teacher, run: Run, **changes) -> tupl
             LiveTextTeacher(teacher) if live else CachedLogits(teacher),
             loader,
             views=text_views,
-            loss=DistillationLoss("soft_targets", temperature=p.temperature, alpha=p.alpha),
+            loss=DistillationLoss("soft_targets", temperature=p.temperature, alpha=p.alpha, log_accuracy=True),
             run=run,
             save_model=lambda model, folder: save_classifier(model, folder),
             validate=validate,
