@@ -1,10 +1,12 @@
 """Built-in texts that need no network: what libraries say about their functions, classified by library.
 
-Each text is the first paragraph of the docstring of a public function, class or method of a library that comes with
-kdnb's requirements; its class is the library. Source files are parsed, never imported: 2 to 4 s on one thread, once in a
-process. Every library's name and usual alias is replaced by one word in every text, so that a classifier must go by what
-the text is about. The texts, and how many there are of each class, depend on the versions that are installed; on one
-machine they stay the same from call to call.
+Each text is the first paragraph of the docstring of a public function, class or method of a library that kdnb requires;
+its class is the library. Source files are parsed, never imported: 2 to 4 s on one thread, once in a process. Every
+library's name and usual alias is replaced by one word in every text, so that a classifier must go by what the text is about.
+
+Which texts there are depends on the versions that are installed, how many does not: every class has the same number of them,
+less than half of what its library holds in any version that kdnb allows. So no number that follows from counts, such as
+the steps of an epoch, changes with an upgrade; what is measured on the texts may.
 """
 
 import ast
@@ -19,11 +21,9 @@ from pathlib import Path
 
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn", "sympy", "torch", "transformers")
 MASK = "LIB"
-MOST = 400  # texts of a class
-SPLITS = ("train", "test")
+TEXTS = {"train": 320, "test": 80}  # of each class
 _WORDS = 6  # a shorter text says nothing that tells libraries apart
-_ENOUGH = 500  # texts after which no further file of a library is read: some turn out to be in two libraries
-_MOST_BYTES = 4_000_000  # of source read from a library; 8 MB a second on a fast core
+_SPARE = 1.25  # read so many times the texts that are needed: some turn out to be in two libraries
 _SKIP = {"tests", "test", "testing", "_testing", "externals", "_externals", "_vendor", "vendored", "conftest.py"}
 # Long names are masked inside other words too (PyTorchModel), short aliases only where no letter or digit touches them.
 _LONG = r"scikit-?learn|scikits?|pytorch|tensorflow|pillow|jupyter|" + "|".join(sorted(LIBRARIES, key=len, reverse=True))
@@ -32,51 +32,71 @@ _NAMES = re.compile(rf"(?:{_LONG})|(?<![a-z0-9])(?:{_SHORT})(?![a-z0-9])", re.IG
 
 
 def read_docstrings(split: str) -> tuple[list[str], list[int], list[str]]:
-    """(texts, labels, classes) of `split`, train or test (about 80 and 20 of 100), in the order of the texts' hashes.
+    """(texts, labels, classes) of `split`, in the order of the texts' hashes.
 
-    A class has at most `MOST` texts of at least 6 words each, all different; what two libraries say alike is left out. The
-    hash of its words decides which split a text is in, so no text is in both, and an upgrade moves none to the other.
+    Each class has `TEXTS[split]` texts of at least 6 words, all different; what two libraries say alike is left out. The hash
+    of a text's words decides which split it is in, and whether it is taken: no text is in both, and an upgrade moves none
+    from one to the other.
 
     Raises:
-        ValueError: another split.
+        ValueError: another split; a library that is not installed or has too few texts.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, but dataset docstrings has {', '.join(SPLITS)}.")
-    found = _by_library()
-    rows = [(_number(_key(text)), text, label) for label, texts in enumerate(found.values()) for text in texts]
-    rows = sorted(row for row in rows if (row[0] % 5 == 0) == (split == "test"))
-    return [text for _, text, _ in rows], [label for *_, label in rows], list(found)
+    if split not in TEXTS:
+        raise ValueError(f"split is {split!r}, but dataset docstrings has {', '.join(TEXTS)}.")
+    rows = [(_number(text), text, label) for label, texts in enumerate(_by_library().values()) for text in texts[split]]
+    rows.sort()
+    return [text for _, text, _ in rows], [label for *_, label in rows], list(LIBRARIES)
 
 
 @cache
-def _by_library() -> dict[str, list[str]]:
-    """Masked texts of each library that is there."""
-    found = {}
-    for library in LIBRARIES:
-        spec = find_spec(library)
-        if spec is not None and spec.origin:
-            found[library] = _collect(Path(spec.origin).parent)
+def _by_library() -> dict[str, dict[str, list[str]]]:
+    """Masked texts of each library and split."""
+    found = {library: _collect(_folder(library)) for library in LIBRARIES}
     times = Counter(key for texts in found.values() for key in texts)
-    once = {library: [text for key, text in texts.items() if times[key] == 1] for library, texts in found.items()}
-    return {library: sorted(texts, key=lambda text: _number(_key(text)))[:MOST] for library, texts in once.items()}
+    return {library: _choose(library, {key: texts[key] for key in texts if times[key] == 1}) for library, texts in found.items()}
+
+
+def _choose(library: str, texts: dict[str, str]) -> dict[str, list[str]]:
+    """The first `TEXTS` of each split, by the hashes of their words."""
+    ordered, chosen = sorted(texts, key=_number), {}
+    for split, count in TEXTS.items():
+        keys = [key for key in ordered if _split(key) == split]
+        if len(keys) < count:
+            raise ValueError(
+                f"dataset docstrings takes {count} {split} texts from {library}, but the version that is installed here has "
+                f"{len(keys)}; install the version of {library} that constraints.txt names, or choose another dataset."
+            )
+        chosen[split] = [texts[key] for key in keys[:count]]
+    return chosen
+
+
+def _folder(library: str) -> Path:
+    spec = find_spec(library)
+    if spec is None or not spec.origin:
+        raise ValueError(
+            f"dataset docstrings takes texts from {', '.join(LIBRARIES)}, but {library} is not installed; install everything "
+            "that kdnb requires, or choose another dataset."
+        )
+    return Path(spec.origin).parent
 
 
 def _collect(folder: Path) -> dict[str, str]:
     """Texts by their words, from a library's files in the order of the hashes of their names, which mixes its parts."""
     files = [path.relative_to(folder) for path in folder.rglob("*.py")]
     files = [path for path in files if not _SKIP.intersection(path.parts) and not path.name.startswith("test_")]
-    texts, size = {}, 0
+    texts, sizes = {}, Counter()
     for path in sorted(files, key=lambda path: _number(path.as_posix())):
-        source = (folder / path).read_bytes()
-        size += len(source)
         try:
             with warnings.catch_warnings(action="ignore"):  # of what the library's authors wrote
-                tree = ast.parse(source)
+                tree = ast.parse((folder / path).read_bytes())
         except (SyntaxError, ValueError):  # a template, or written for another Python
             continue
         for text in filter(None, map(clean, _public(tree))):
-            texts.setdefault(_key(text), text)
-        if len(texts) >= _ENOUGH or size >= _MOST_BYTES:
+            key = _key(text)
+            if key not in texts:
+                texts[key] = text
+                sizes[_split(key)] += 1
+        if all(sizes[split] >= _SPARE * count for split, count in TEXTS.items()):
             break
     return texts
 
@@ -102,6 +122,10 @@ def clean(docstring: str) -> str:
 def _key(text: str) -> str:
     """What texts are compared by: one that differs in case, punctuation or digits only is the same."""
     return " ".join(re.findall(r"[a-z]+", text.lower()))
+
+
+def _split(key: str) -> str:
+    return "test" if _number(key) % 5 == 0 else "train"
 
 
 def _number(text: str) -> int:

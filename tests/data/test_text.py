@@ -1,13 +1,11 @@
 """Texts come as their files say, whatever the format, and choices of them are stratified, exact and repeatable."""
 
 import shutil
-from collections import Counter
 
 import datasets
 import pytest
 import torch
 
-from kdnb.data import docstrings
 from kdnb.data.text import Texts, missing_classes, open_texts
 
 
@@ -164,57 +162,3 @@ def test_what_is_no_text_set_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "dbpedia", content="1,a folder,wins\n")
     assert open_texts("dbpedia").texts == ["a folder. wins"]
     shutil.rmtree(tmp_path / "dbpedia")
-
-
-@pytest.fixture(scope="module")
-def built_in():
-    return open_texts("docstrings"), open_texts("docstrings", split="test")
-
-
-def test_docstrings_are_balanced_masked_and_apart(built_in):
-    train, test = built_in
-    assert train.classes == test.classes and len(train.classes) >= 8
-    assert missing_classes(train) == missing_classes(test) == []
-    counts = Counter(torch.cat([train.labels, test.labels]).tolist())
-    assert min(counts.values()) >= 200 and max(counts.values()) <= docstrings.MOST
-    assert not set(train.texts) & set(test.texts) and len(set(train.texts)) == len(train)
-    assert 0.15 < len(test) / (len(train) + len(test)) < 0.25
-    for text in train.texts + test.texts:
-        assert len(text.split()) >= 6 and text == " ".join(text.split())
-        assert not any(name in text.lower() for name in docstrings.LIBRARIES)
-
-
-def test_docstrings_can_be_learned_but_not_trivially(built_in):
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    train, test = built_in
-    words = TfidfVectorizer()
-    model = LogisticRegression(C=10, max_iter=300).fit(words.fit_transform(train.texts), train.labels.numpy())
-    assert 0.6 < model.score(words.transform(test.texts), test.labels.numpy()) < 0.95
-
-
-def test_docstring_texts_by_hand(tmp_path, monkeypatch):
-    package = tmp_path / "kdnb_example"
-    (package / "tests").mkdir(parents=True)
-    (package / "__init__.py").write_text(
-        'def add(x):\n    """Adds two\n    torch.Tensor objects, like np.add does.\n\n    More."""\n'
-        '    def inner():\n        """Nobody can call this function from outside."""\n'
-        'def _hidden():\n    """This one is private and is left out."""\n'
-        'class Box:\n    """Too short."""\n    def open(self):\n        """Opens the box and PyTorchs all that is inside."""\n'
-        'class Twin:\n    """opens the BOX, and PyTorchs all that is inside"""\n'
-    )
-    (package / "broken.py").write_text("def {{ name }}():\n")
-    (package / "tests" / "more.py").write_text('def test():\n    """What stands in the tests is no text."""\n')
-    texts = list(docstrings._collect(package).values())
-    assert texts == ["Adds two LIB.Tensor objects, like LIB.add does.", "Opens the box and LIBs all that is inside."]
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(docstrings, "LIBRARIES", ("kdnb_example", "kdnb_absent"))
-    assert sorted(docstrings._by_library.__wrapped__()["kdnb_example"]) == texts
-    assert docstrings.clean("An input, a snp and the npm are kept") == "An input, a snp and the npm are kept"
-    assert docstrings.clean(">>> an example is no text of any library") == ""
-
-
-def test_docstrings_have_two_splits():
-    with pytest.raises(ValueError, match="split is 'validation', but dataset docstrings has train, test"):
-        open_texts("docstrings", split="validation")
