@@ -34,7 +34,7 @@ _NAMES = re.compile(rf"(?:{_LONG})|(?<![a-z0-9])(?:{_SHORT})(?![a-z0-9])", re.IG
 def read_docstrings(split: str) -> tuple[list[str], list[int], list[str]]:
     """(texts, labels, classes) of `split`, in the order of the texts' hashes.
 
-    Each class has `TEXTS[split]` texts of at least 6 words, all different; what two libraries say alike is left out. The hash
+    Each class has `TEXTS[split]` texts of at least 6 words, all different; what two are found to say is left out. The hash
     of a text's words decides which split it is in, and whether it is taken: no text is in both, and an upgrade moves none
     from one to the other.
 

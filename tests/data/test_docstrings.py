@@ -111,9 +111,9 @@ def test_texts_by_hand(tmp_path):
 
 
 def test_what_two_libraries_say_alike_is_in_neither(write_library):
-    both, own = sentences(60, seed=5), sentences(1200, seed=6)
-    write_library("kdnb_one", own[:600] + both)
-    write_library("kdnb_two", own[600:] + both, "kdnb_one")
+    both, own = sentences(20, seed=5), sentences(940, seed=6)
+    write_library("kdnb_one", own[:470] + both)
+    write_library("kdnb_two", own[470:] + both, "kdnb_one")
     texts, labels, classes = docstrings.read_docstrings("train")
     assert labels.count(0) == labels.count(1) == 320 and classes == ["kdnb_two", "kdnb_one"]
     assert not set(texts) & set(both)
