@@ -75,4 +75,5 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_number_goes
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="the processes' threads are held back with a Linux scheduler")
 def test_a_process_ends_well_while_its_groups_threads_are_at_work():
     result = subprocess.run([sys.executable, HERE / "rank_exit.py", "8"], capture_output=True, text=True)
-    assert result.stdout.split() == ["0"] * 16, result.stderr[-2000:]
+    ended = result.stdout.splitlines()[-1:]  # before it, torch 2.10's gloo says that ranks are connected
+    assert ended == [" ".join(["0"] * 16)], result.stderr[-2000:]

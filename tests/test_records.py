@@ -1,11 +1,11 @@
 """Records: what is summed, what is averaged, and time that adds up."""
 
 import math
-import time
 
 import pytest
 import torch
 
+from kdnb import records
 from kdnb.records import Clock, epoch_line, epochs_since_best, merge, total_means
 
 
@@ -44,20 +44,24 @@ def test_what_is_not_finite_is_named_with_its_step(bad):
         total_means([(1.0, {"loss": torch.tensor(1.0), "kl": torch.tensor(bad)})], {}, False, 7, None)
 
 
-def test_the_clock_splits_waiting_from_the_rest():
+def test_the_clock_splits_waiting_from_the_rest(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(records.time, "perf_counter", lambda: now[0])
+
     def slow():
-        for _ in range(2):
-            time.sleep(0.02)
+        for _ in range(3):
+            now[0] += 2  # s
             yield {}
 
     clock, batches = Clock(torch.device("cpu")), slow()
     clock.wait(batches)
-    time.sleep(0.03)
-    first = clock.lap()
-    assert first["data_wait_s"] >= 0.02 and first["step_s"] >= 0.03
+    now[0] += 3
+    clock.wait(batches)  # of a step of two batches
+    assert clock.lap() == {"data_wait_s": 4, "step_s": 3}
+    now[0] += 50  # saving a checkpoint, say: no part of any step
     clock.wait(batches)
-    second = clock.lap()
-    assert second["data_wait_s"] >= 0.02 and second["step_s"] < first["step_s"]
+    now[0] += 1
+    assert clock.lap() == {"data_wait_s": 2, "step_s": 1}
 
 
 def test_the_line_of_an_epoch():

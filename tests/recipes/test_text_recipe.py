@@ -161,7 +161,7 @@ def test_a_decoder_without_a_head_is_refused_and_has_three_ways_out(p, tmp_path,
     """The documented pair in small: a Qwen2 language model teaches a student of bert-tiny's family."""
     p.teacher = str(tmp_path / "lm")
     data = text.load_data(p)
-    shape = {"texts": data.pool.texts, "classes": data.classes, "kind": "qwen2", "vocab_size": 400, "hidden": 32}
+    shape = {"texts": data.pool.texts, "classes": data.classes, "kind": "qwen2", "vocab_size": 400, "hidden": 128}
     make_small_classifier(p.teacher, causal=True, **shape)
     teacher = text_teacher.build_teacher(p, data)
     with pytest.raises(ValueError, match="its classification head was not in the checkpoint.*linear .*finetune .*labels "):
