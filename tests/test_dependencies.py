@@ -105,3 +105,11 @@ def test_readme_opens_with_two_commands_that_install_by_the_pins():
     block = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].strip().splitlines()
     install = 'python -m pip install -c constraints.txt -e ".[test]" && '
     assert block == [install + "papermill notebooks/train_fixed.ipynb out.ipynb -p fixed_shards 25", install + "pytest --nbval"]
+
+
+def test_readme_names_the_versions_that_were_tested():
+    header, pinned, lowest = re.findall(r"^\| (?:versions|pinned|lowest).*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    columns = [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in (header, pinned, lowest)]
+    bounds = {canonicalize_name(r.name): str(r.specifier).removeprefix(">=") for r in DECLARED}
+    for name, pin, bound in zip(*columns, strict=True):
+        assert (pin, bound) == (pins()[name], bounds[name]), name
