@@ -179,9 +179,8 @@ class _Views(nn.Module):
 
 
 def _synchronised(student: nn.Module, batch_norm: str, accelerator) -> nn.Module:
+    require_batch_norm(batch_norm, accelerator.device, processes=accelerator.num_processes)
     if batch_norm == "sync" and accelerator.num_processes > 1:
-        if accelerator.device.type != "cuda":
-            raise ValueError(f"batch_norm is sync, which {accelerator.device} does not have; choose local.")
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     return student
 
@@ -202,16 +201,28 @@ def _nothing(outputs: list, accelerator) -> torch.Tensor | float:
     return sum((value.float() * 0).sum() for value in found)
 
 
-def _accelerator(mixed_precision: str, device: torch.device):
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
-
+def precision_for(mixed_precision: str, device: torch.device) -> str:
+    """`mixed_precision` with `auto` decided. Raises ValueError for one that `device` does not have."""
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if mixed_precision == "auto":
         mixed_precision = "bf16" if bf16 else "no"
     lacking = {"fp16": device.type != "cuda", "bf16": device.type == "cuda" and not bf16}
     if lacking.get(mixed_precision, False):
         raise ValueError(f"mixed_precision is {mixed_precision}, which {device} does not have; choose auto or no.")
+    return mixed_precision
+
+
+def require_batch_norm(batch_norm: str, device: torch.device, *, processes: int):
+    """Refuse statistics over all processes (`sync`) on a device that cannot make them: ValueError."""
+    if batch_norm == "sync" and processes > 1 and device.type != "cuda":
+        raise ValueError(f"batch_norm is sync, which {device} does not have; choose local.")
+
+
+def _accelerator(mixed_precision: str, device: torch.device):
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    mixed_precision = precision_for(mixed_precision, device)
     ranks.connect()
     AcceleratorState._reset_state()  # one notebook may train twice, with different precisions
     several = [DistributedDataParallelKwargs(find_unused_parameters=True)] if ranks.world() > 1 else []

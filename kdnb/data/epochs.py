@@ -59,15 +59,20 @@ class EpochPlan:
         Raises:
             ValueError: processes that cannot share a batch equally.
         """
-        if self.batch_size % world:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, but {world} processes share a batch equally; choose a multiple of {world}."
-            )
+        require_equal_shares(self.batch_size, world)
         self.rank, self.world = rank, world
 
     def share(self, epoch: int, number: int) -> int:
         """How many of the samples in batch `number` of `epoch` are this process' own."""
         return len(range(self.rank, self.samples_of(epoch, number), self.world))
+
+
+def require_equal_shares(batch_size: int, processes: int):
+    """Refuse a batch that so many processes cannot share equally: ValueError."""
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, but {processes} processes share a batch equally; choose a multiple of {processes}."
+        )
 
 
 def batch_cap(max_steps_per_epoch: int | None, gradient_accumulation_steps: int) -> int | None:

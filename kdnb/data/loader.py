@@ -21,7 +21,7 @@ from kdnb.data.datasets import (
 )
 from kdnb.data.epochs import EpochLoader, batch_cap, part_of
 from kdnb.data.images import open_source
-from kdnb.data.order import Order
+from kdnb.data.order import Order, even_shards
 
 _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
 
@@ -84,10 +84,8 @@ def build_pretraining_dataloader(
         raw = open_source(dataset, **source)
         if raw.num_images is None:
             raise ValueError(f"{dataset} is streamed and has no random access; set use_cached to true and precompute it.")
-        full, rest = divmod(raw.num_images, cache_shard_size)
-        sizes = (cache_shard_size,) * full + ((rest,) if rest else ())
         seeds = {"subset_seed": random_subset_seed, "shuffle": shuffle, "shuffle_seed": seed}
-        order = Order(shard_sizes=sizes, regime=regime, **seeds, **subset[regime])
+        order = Order(shard_sizes=even_shards(raw.num_images, cache_shard_size), regime=regime, **seeds, **subset[regime])
         data = RawImageDataset(raw, image_size=image_size, resize=resize, order=order)
     cap = batch_cap(max_steps_per_epoch, gradient_accumulation_steps)
     shared = {"batch_size": batch_size, "device": device, "max_batches": cap}

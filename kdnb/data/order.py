@@ -129,6 +129,12 @@ class Order:
         return deal(n, k, epoch, self.subset_seed)
 
 
+def even_shards(num_samples: int, shard_size: int) -> tuple[int, ...]:
+    """Rows of each shard when so many samples are cut into shards of `shard_size`; the last one may be shorter."""
+    full, rest = divmod(num_samples, shard_size)
+    return (shard_size,) * full + ((rest,) if rest else ())
+
+
 def deal(n: int, k: int, hand: int, seed: int) -> np.ndarray:
     """Cards of hand number `hand` when hands of `k` are dealt from shuffled decks of `n`, int64 [k].
 

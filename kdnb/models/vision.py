@@ -51,11 +51,8 @@ def build_model(
     """
     import timm
 
-    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
-
+    require_model(name)
     folder = _as_folder(name)
-    if folder is None:
-        _require_known(name)
     settings = kwargs if num_classes is None else kwargs | {"num_classes": num_classes}
     state, recorded = (None, {}) if checkpoint is None else read_weights(Path(checkpoint))
     if state is not None and "num_classes" not in settings:
@@ -103,10 +100,17 @@ def _as_folder(name: str) -> Path | None:
     return Path(name) if name and not timm.is_model(name) and Path(name).is_dir() else None
 
 
-def _require_known(name: str):
-    """Raise ValueError, with near names, for a model or a tag that timm does not know; the Hub's are known to the Hub."""
+def require_model(name: str):
+    """Raise ValueError, with near names, for what is no model folder and no model or tag that timm knows.
+
+    The Hub's own are known to the Hub alone. No model is built and nothing is fetched.
+    """
     import timm
 
+    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
+
+    if _as_folder(name) is not None:
+        return
     base, _, tag = name.partition(".")
     tags = timm.list_models(f"{base}.*", include_tags=True) if timm.is_model(base) else []
     if name.startswith("hf-hub:") or (timm.is_model(base) and (not tag or name in tags)):
@@ -203,8 +207,7 @@ class Student(nn.Module):
         token_dim: int = 0,
     ):  # fmt: skip
         super().__init__()
-        if len(layers) != len(layer_dims):
-            raise ValueError(f"student_layers has {len(layers)} layers, feature_layers {len(layer_dims)}; give as many of each.")
+        require_as_many_layers(layers, layer_dims)
         self.encoder = FeatureModel(model, layers=layers, tokens=token_dim > 0)
         self.projection = nn.Linear(self.encoder.feature_dim, teacher_dim)
         widths = zip(self.encoder.layer_dims, layer_dims, strict=True)
@@ -227,6 +230,13 @@ class Student(nn.Module):
         if self.token_projection is not None:
             answer["tokens"] = self.token_projection(answer["tokens"])
         return answer
+
+
+def require_as_many_layers(student_layers: Sequence, feature_layers: Sequence):
+    """Refuse to pair layers of the student with another number of the teacher's: ValueError."""
+    if len(student_layers) != len(feature_layers):
+        counts = f"student_layers has {len(student_layers)} layers, feature_layers {len(feature_layers)}"
+        raise ValueError(f"{counts}; give as many of each.")
 
 
 def required_size(model: nn.Module) -> int | None:

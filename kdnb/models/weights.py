@@ -17,8 +17,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[f
 
     Raises FileNotFoundError, or ValueError where there are no weights.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; check teacher_checkpoint.")
+    require_checkpoint(path)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -47,6 +46,12 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[f
 def rounded(values: torch.Tensor) -> tuple[float, ...]:
     """The numbers of a mean or deviation as they were written down before they became float32."""
     return tuple(round(value, 6) for value in values.flatten().tolist())
+
+
+def require_checkpoint(path: Path):
+    """Refuse a checkpoint file that is not there: FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; check teacher_checkpoint.")
 
 
 def head_width(name: str, state: dict) -> dict:

@@ -79,13 +79,18 @@ def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | 
 
 def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
     """The augmentation that teacher and student share: float32 in [0, 1]."""
-    if p.use_local_crops and p.augmentation != "multicrop":
-        raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
+    require_multicrop(p)
     stored = stored_normalisation(p) if p.use_cached else {}
     if p.augmentation == "clean":
         return CleanTransform(size=p.image_size, **stored)
     free = _free_views(p, scale=(p.crop_scale_min, 1.0), **stored)
     return free if p.teacher_views is None else RepeatedViews(transform=free, repeats=p.teacher_views)
+
+
+def require_multicrop(p: SimpleNamespace):
+    """Refuse local crops without the global ones that belong to them: ValueError."""
+    if p.use_local_crops and p.augmentation != "multicrop":
+        raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
 
 
 def stored_normalisation(p: SimpleNamespace) -> dict:
@@ -170,7 +175,22 @@ def build_student(p: SimpleNamespace, teacher) -> Student:
                          f"img_size={p.image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
     layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
     layers |= {"token_dim": teacher.token_shape[1]} if getattr(p, "teacher_tokens", False) else {}
-    return Student(model, teacher_dim=teacher.feature_dim, **layers).to(find_device())
+    student = Student(model, teacher_dim=teacher.feature_dim, **layers)
+    if student.token_projection is not None:
+        own, asked = token_shape(student.encoder, p.image_size)[0], teacher.token_shape[0]
+        if own != asked:
+            raise ValueError(f"teacher_tokens is true, but the student has {own} tokens and the teacher {asked}; choose another "
+                             "student, or set it to false.")  # fmt: skip
+    return student.to(find_device())
+
+
+@torch.no_grad()
+def token_shape(model: FeatureModel, size: int) -> tuple[int, int]:
+    """(N, D) of the tokens that `model` makes of an image of `size` pixels a side."""
+    training = model.training
+    tokens = model.eval()(torch.zeros(1, 3, size, size, device=model.mean.device))["tokens"]
+    model.train(training)
+    return tuple(tokens.shape[1:])
 
 
 def _head_width(p: SimpleNamespace, teacher) -> int:

@@ -42,10 +42,13 @@ class Planned:
         return anchored("outputs") / self.parameters["run_name"]
 
 
-def plan_runs(p: SimpleNamespace, name: str) -> list[Planned]:
+def plan_runs(p: SimpleNamespace, name: str, *, shards: Sequence[int] | None = None) -> list[Planned]:
     """Every regime of `p.regimes` with every seed of `p.seeds`, seeds outermost; runs go to outputs/`name`/.
 
     An epoch has as many optimizer steps in every regime: `max_steps_per_epoch`, or what the subset allows.
+
+    Args:
+        shards: rows of each shard; None: the cache's.
 
     Raises:
         ValueError: an unknown regime, a regime or seed given twice, a cache with too few shards or a subset too small
@@ -57,7 +60,8 @@ def plan_runs(p: SimpleNamespace, name: str) -> list[Planned]:
         raise ValueError(f"regimes is {p.regimes!r}; allowed are {', '.join(REGIMES)}, each at most once.")
     if len(set(p.seeds)) < len(p.seeds) or not p.seeds or min(p.seeds) < 0:
         raise ValueError(f"seeds is {p.seeds}; give at least one seed, each at most once, all 0 or larger.")
-    shards = [shard["rows"] for shard in read_index(anchored(p.cache_dir))["shards"]]
+    if shards is None:
+        shards = [shard["rows"] for shard in read_index(anchored(p.cache_dir))["shards"]]
     if p.subset_shards > len(shards):
         raise ValueError(f"subset_shards is {p.subset_shards}, but the cache holds {len(shards)} shards; lower it.")
     smallest = sum(sorted(shards)[: p.subset_shards])  # of random shards, the last of which may be short

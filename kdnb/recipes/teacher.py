@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from kdnb import ranks
 from kdnb.data.answers import AnswerStore
@@ -75,22 +74,23 @@ def open_teacher(p: SimpleNamespace) -> Teacher:
         path = anchored(p.teacher_feature_dir) / "known_teachers" / f"{_hash(_identity(p))}.json"
         if path.exists():
             facts = json.loads(path.read_text())
-            return Teacher(p, **facts | {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")})
+            return _storable(Teacher(p, **facts | {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")}))
     model = images.build_teacher(p)
     names = ("feature_dim", "num_classes", "layer_dims", "head_is_random", "normalisation")
     facts = {name: getattr(model, name) for name in names}
     facts |= {"num_parameters": count_parameters(model), "fingerprint": weights_fingerprint(model) if path else ""}
     if p.teacher_tokens:
-        facts["token_shape"] = tuple(_tokens(model, p.image_size).shape[1:])
+        facts["token_shape"] = images.token_shape(model, p.image_size)
     if path:
         _remember(path, {"token_shape": ()} | facts)
-    return Teacher(p, **facts, model=model)
+    return _storable(Teacher(p, **facts, model=model))
 
 
-@torch.no_grad()
-def _tokens(model: FeatureModel, size: int) -> torch.Tensor:
-    weight = next(model.parameters())
-    return model(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))["tokens"]
+def _storable(teacher: Teacher) -> Teacher:
+    """`teacher`, if its answers can be stored as they are to be (`teacher_top_k`, say); a ValueError otherwise."""
+    if teacher.p.cache_teacher_features:
+        _codec(teacher)
+    return teacher
 
 
 def check_modes(p: SimpleNamespace):
@@ -159,14 +159,19 @@ def fill_answers(p: SimpleNamespace, display) -> AnswerStore:
 
 
 def _store(p: SimpleNamespace, teacher: Teacher, reader: ShardReader, views) -> tuple[AnswerCodec, AnswerStore]:
-    shape = {"feature_dim": teacher.feature_dim, "num_classes": teacher.num_classes, "layer_dims": teacher.layer_dims}
-    codec = AnswerCodec(**shape, token_shape=teacher.token_shape, storage=p.teacher_storage, top_k=p.teacher_top_k)
+    codec = _codec(teacher)
     facts = {"teacher": teacher.fingerprint, "layers": p.feature_layers, "images": reader.index["fingerprint"]}
     seen = _describe(views) | teacher.normalisation  # what enters the teacher's first layer
     facts |= {"tokens": p.teacher_tokens, "views": seen, "storage": p.teacher_storage, "top_k": p.teacher_top_k}
     folder = anchored(p.teacher_feature_dir) / _hash(facts)
     repeats = views.repeats if isinstance(views, RepeatedViews) else 1
     return codec, AnswerStore(folder, reader, row=codec.row, num_views=repeats * views.num_global, facts=facts)
+
+
+def _codec(teacher: Teacher) -> AnswerCodec:
+    names = ("feature_dim", "num_classes", "layer_dims", "token_shape")
+    how = {"storage": teacher.p.teacher_storage, "top_k": teacher.p.teacher_top_k}
+    return AnswerCodec(**{name: getattr(teacher, name) for name in names}, **how)
 
 
 def _describe(views) -> dict:

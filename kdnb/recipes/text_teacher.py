@@ -18,6 +18,7 @@ from kdnb.models.text import TextClassifier, load_classifier, save_classifier, s
 from kdnb.models.zero_shot import label_logits
 from kdnb.recipes.text import Data, answers, build_loader, small_model, text_views
 from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
+from kdnb.schedules import count_steps
 from kdnb.train import train
 
 _TEACHER = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3}
@@ -44,8 +45,7 @@ def check_teacher(p: SimpleNamespace, teacher: TextClassifier, data: Data) -> di
         ValueError: the teacher knows nothing, with the ways out.
     """
     replaced = None
-    if p.teacher_head in ("linear", "finetune") and data.train.labels is None:
-        raise ValueError(f"teacher_head is {p.teacher_head}, but the training texts have no labels; choose labels.")
+    require_labels(p, data)
     if p.teacher_head == "linear":
         features = answers(p, teacher, data.train, features=True)
         weight, bias = fit_logistic(features, data.train.labels, num_classes=len(data.classes), device="cpu")
@@ -63,6 +63,12 @@ def check_teacher(p: SimpleNamespace, teacher: TextClassifier, data: Data) -> di
     print("teacher on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
     require_knowledge(knowledge, head_is_random=teacher.head_is_random, ways=_WAYS)
     return replaced
+
+
+def require_labels(p: SimpleNamespace, data: Data):
+    """Refuse a `teacher_head` that is learnt from labels where the training texts have none: ValueError."""
+    if p.teacher_head in ("linear", "finetune") and data.train.labels is None:
+        raise ValueError(f"teacher_head is {p.teacher_head}, but the training texts have no labels; choose labels.")
 
 
 def cached_logits(p: SimpleNamespace, teacher: TextClassifier, texts: Texts) -> torch.Tensor:
@@ -108,16 +114,17 @@ def _finetune(p: SimpleNamespace, teacher: TextClassifier, data: Data):
 
 def _train_on_labels(p: SimpleNamespace, model: TextClassifier, texts: Texts, run: Run, settings: dict) -> dict:
     set_seed(0)
+    loader = build_loader(p, texts, model, batch_size=settings["batch_size"], seed=0)
     return train(
         model,
         lambda views, batch: [],  # nobody teaches it: it learns from labels
-        build_loader(p, texts, model, batch_size=settings["batch_size"], seed=0),
+        loader,
         views=text_views,
         loss=_labels_only,
         run=run,
         epochs=settings["epochs"],
         learning_rate=settings["learning_rate"],
-        warmup_steps=10,
+        warmup_steps=min(10, count_steps(loader, epochs=settings["epochs"]) // 10),
         clip_grad_norm=1.0,
         keep_checkpoints=1,
         save_model=lambda trained, folder: save_classifier(trained, folder),
