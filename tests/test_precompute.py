@@ -51,8 +51,17 @@ def pictures(n: int, **options) -> Pictures:
     return Pictures([png(i) for i in range(n)], **options)
 
 
+SIZES = {"image_size": 8, "shard_size": 4}
+
+
 def fill(source, folder: Path, **settings) -> dict:
-    return precompute(source, folder, **{"image_size": 8, "shard_size": 4} | settings)
+    """A cache in the source's own order, so that a test can say what lies where."""
+    return precompute(source, folder, **SIZES | {"permutation_seed": None} | settings)
+
+
+def stored_ids(folder: Path) -> list[int]:
+    """Ids of all stored images, in stored order."""
+    return torch.cat([open_shard(folder / entry["file"])["ids"] for entry in read_index(folder)["shards"]]).tolist()
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -122,6 +131,42 @@ def test_a_permutation_depends_on_its_seed_alone(tmp_path):
     assert np.array_equal(stored[1]["images"][2].numpy(), expected)
     fill(pictures(10), tmp_path / "some", permutation_seed=5, max_samples=4)
     assert (tmp_path / "some" / shard_name(0)).read_bytes() == (tmp_path / "all" / shard_name(0)).read_bytes()
+
+
+def test_a_source_sorted_by_class_gives_shards_with_all_of_its_classes(tmp_path):
+    folder = tmp_path / "photos"
+    for number in range(80):
+        path = folder / "abcd"[number // 20] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    index = precompute(open_source(str(folder)), tmp_path / "cache", image_size=8, shard_size=20)
+    assert index["permutation_seed"] == 0
+    for entry in index["shards"]:
+        assert set(open_shard(tmp_path / "cache" / entry["file"])["labels"].tolist()) == {0, 1, 2, 3}
+    fill(open_source(str(folder)), tmp_path / "sorted", shard_size=20)
+    assert set(open_shard(tmp_path / "sorted" / shard_name(0))["labels"].tolist()) == {0}
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_cache_with_an_order_of_its_own_goes_on_with_it_where_none_is_asked_for(tmp_path, seed, capsys):
+    fill(pictures(10), tmp_path / "old", max_samples=6, permutation_seed=seed)
+    fill(pictures(10), tmp_path / "straight", permutation_seed=seed)
+    index = precompute(pictures(10), tmp_path / "old", **SIZES)
+    assert index["permutation_seed"] == seed and files(tmp_path / "old") == files(tmp_path / "straight")
+    assert f"old was begun with permutation_seed {seed}, and goes on with it." in capsys.readouterr().out
+    again = pictures(10)
+    assert precompute(again, tmp_path / "old", **SIZES) == index and again.read == [] and capsys.readouterr().out == ""
+    (tmp_path / "old/index.json").unlink()  # the shards say it, too
+    (tmp_path / "old" / shard_name(0)).unlink()
+    precompute(pictures(10), tmp_path / "old", **SIZES)
+    assert files(tmp_path / "old") == files(tmp_path / "straight")
+
+
+def test_a_permuted_cache_is_not_gone_on_with_in_another_order(tmp_path):
+    precompute(pictures(10), tmp_path, max_samples=6, **SIZES)
+    for seed in (None, 1):
+        with pytest.raises(ValueError, match=f"permutation_seed was 0 and is now {seed}"):
+            fill(pictures(10), tmp_path, permutation_seed=seed)
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
@@ -383,6 +428,14 @@ def test_a_stream_whose_index_was_lost_is_read_from_its_first_gap(tmp_path):
     (tmp_path / shard_name(0)).unlink()
     source = pictures(10, streaming=True)
     assert fill(source, tmp_path) == index and source.read == list(range(10))
+
+
+def test_a_stream_is_stored_as_it_comes_and_says_so(tmp_path, capsys):
+    index = precompute(pictures(10, streaming=True), tmp_path, **SIZES)
+    assert index["permutation_seed"] is None and stored_ids(tmp_path) == list(range(10))
+    assert "pictures is streamed, so it is stored in the order in which it comes" in capsys.readouterr().out
+    fill(pictures(10, streaming=True), tmp_path)  # None says the same, and needs no telling
+    assert capsys.readouterr().out == ""
 
 
 def test_a_stream_has_no_order_to_permute_and_may_be_empty(tmp_path):
@@ -651,7 +704,7 @@ def test_imagenet_photographs(real_data, tmp_path, arrow_copies):
     from torchvision.transforms import InterpolationMode, v2
 
     source = open_source(str(real_data / "imagenet_sample"))
-    index = precompute(source, tmp_path, image_size=224, shard_size=16, max_samples=20)
+    index = precompute(source, tmp_path, image_size=224, shard_size=16, max_samples=20, permutation_seed=None)
     assert [entry["rows"] for entry in index["shards"]] == [16, 4] and not index["labelled"]
     theirs = v2.Compose([v2.Resize(224, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(224)])
     images = open_shard(tmp_path / shard_name(1))["images"]

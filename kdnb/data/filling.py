@@ -11,6 +11,7 @@ import torch
 
 from kdnb.data.augment import normalise
 from kdnb.data.decode import UnreadableImage
+from kdnb.data.keyed import permutation
 from kdnb.data.parts import all_entries, remove_lists, write_part
 from kdnb.data.shards import STORAGE_DTYPES, write_index, write_shard
 from kdnb.data.stored import check_space, covered, writing
@@ -96,7 +97,7 @@ class Filling:
         needed = rows * (3 * side * side * kind.itemsize + 16) + 4096 * len(missing)
         return check_space(self.folder, needed, f"{rows:,} images of {side}x{side} in {self.facts['storage']}")
 
-    def items(self, permutation_seed: int | None) -> Iterator[tuple]:
+    def items(self) -> Iterator[tuple]:
         """(position, id, label, encoded) of what is still to be stored, in order."""
         size = self.facts["shard_size"]
         if self.source.num_images is None:
@@ -107,10 +108,8 @@ class Filling:
                     yield position, position, label, encoded
             return
         ids = positions = np.concatenate([n * size + np.arange(self.planned(n)) for n in self.missing()])
-        if permutation_seed is not None:
-            # Raw words, sorted: NumPy keeps them the same in all its versions, which it does not promise of shuffles.
-            words = np.random.PCG64(np.random.SeedSequence(permutation_seed)).random_raw(self.source.num_images)
-            ids = np.argsort(words, kind="stable")[positions]
+        if self.facts["permutation_seed"] is not None:
+            ids = permutation(self.source.num_images, self.facts["permutation_seed"])[positions]
         for position, (row, encoded, label) in zip(positions.tolist(), self.source.items(ids), strict=True):
             yield position, row, label, encoded
 

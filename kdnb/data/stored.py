@@ -25,6 +25,7 @@ from kdnb.data.shards import (
     adopt_shard,
     check_shard,
     find_shards,
+    open_shard,
     quick_fault,
     read_index,
 )
@@ -65,8 +66,8 @@ def stored_shards(
 ) -> tuple[dict, dict | None, dict[int, dict]]:
     """(facts, index as it is on the disk or None, entries of whole shards by number) of the cache in `folder`.
 
-    Shards that are not `mine` are another job's: of those only the index counts. The facts returned keep the name under
-    which the source was first read, so that new shards match the old ones.
+    Shards that are not `mine` are another job's, and only listed where the index lists them; but all have to be of this cache.
+    The facts returned keep the name under which the source was first read, so that new shards match the old ones.
 
     Raises:
         ValueError: the folder holds shards of another source or of other preprocessing.
@@ -78,9 +79,9 @@ def stored_shards(
     except BrokenIndex:
         _log.warning("the index in %s is broken; it is rebuilt from the shards", folder)
         index = None
-    if index is not None:
-        _refuse_other(folder, index, facts, source)
-        facts = {key: index[key] for key in CACHE_KEYS}
+    if (there := index or recorded_facts(folder)) is not None:
+        _refuse_other(folder, there, facts, source)
+        facts = {key: there[key] for key in CACHE_KEYS}
     entries, faults, altered = {}, {}, set()
     for entry in index["shards"] if index else []:
         number, fault = entry["number"], quick_fault(folder, entry)
@@ -106,6 +107,16 @@ def stored_shards(
     for number in faults.keys() - entries.keys():
         _log.warning("%s %s; it is made again", *faults[number])
     return facts, index, dict(sorted(entries.items()))
+
+
+def recorded_facts(folder: Path) -> dict | None:
+    """What the cache in `folder` says about how it was made: its index, else its first shard; None: it holds nothing."""
+    with contextlib.suppress(FileNotFoundError, BrokenIndex):
+        return read_index(folder)
+    for path in find_shards(folder).values():
+        with contextlib.suppress(ShardError):
+            return open_shard(path)["meta"]
+    return None
 
 
 def covered(entry: dict) -> int:

@@ -62,6 +62,19 @@ def test_jobs_with_different_parts_are_refused(tmp_path):
         fill(tmp_path, 3, 3)
 
 
+def test_jobs_that_begin_later_take_the_order_of_what_is_there(tmp_path):
+    fill(tmp_path / "straight", permutation_seed=None)
+    fill(tmp_path / "parts", 1, 2, permutation_seed=None)
+    fill(tmp_path / "parts", 0, 2)
+    assert files(tmp_path / "parts") == files(tmp_path / "straight")
+
+
+def test_jobs_with_other_settings_are_refused(tmp_path):
+    fill(tmp_path, 1, 2)
+    with pytest.raises(ValueError, match="image_size was 8 and is now 16"):
+        fill(tmp_path, 0, 2, image_size=16)
+
+
 def test_a_job_does_not_touch_what_another_one_is_writing(tmp_path):
     tmp_path.mkdir(exist_ok=True)
     mine, other = tmp_path / ".images_shard_00001.pt.1234abcd.tmp", tmp_path / ".images_shard_00002.pt.1234abcd.tmp"
