@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from kdnb.data.augment import normalise as normalise_images
 from kdnb.data.decode import UnreadableImage, decode, resize
+from kdnb.data.keyed import permutation
 from kdnb.data.order import Order
 from kdnb.data.reader import ShardReader
 
@@ -150,28 +151,30 @@ class RawImageDataset(CachedTensorDataset):
     """The same interface without a cache: each image is decoded and resized when it is asked for.
 
     Args:
-        source: from `kdnb.data.images.open_source`, not streaming. image_size, resize: as in precompute.
+        source: from `kdnb.data.images.open_source`, not streaming. image_size, resize, permutation_seed: as in precompute.
         order: regime and seeds; its `shard_sizes` cut the source as precompute would.
     """
 
-    def __init__(self, source, *, image_size: int, resize: str, order: Order):
+    def __init__(self, source, *, image_size: int, resize: str, order: Order, permutation_seed: int | None = None):
         self.source, self.image_size, self.resize_mode, self.order = source, image_size, resize, order
+        n = source.num_images
+        self._rows = np.arange(n) if permutation_seed is None else permutation(n, permutation_seed)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._positions = None
 
     @property
     def labels(self) -> np.ndarray | None:
         """As of a cache; the images are not read for it."""
-        return self.source.labels() if self.source.labelled else None
+        return self.source.labels()[self._rows] if self.source.labelled else None
 
     @property
     def classes(self) -> list[str] | None:
         return self.source.classes
 
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The batch of source rows `positions`, decoded now. Raises UnreadableImage with the row's number."""
+        """The batch at `positions` of the source's order, decoded now. Raises UnreadableImage with the row's number."""
         pixels, ids, labels = [], [], []
-        for row, encoded, label in self.source.items(positions.tolist()):
+        for row, encoded, label in self.source.items(self._rows[positions].tolist()):
             try:
                 pixels.append(resize(decode(encoded), self.image_size, self.resize_mode))
             except UnreadableImage as error:

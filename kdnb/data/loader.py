@@ -86,7 +86,7 @@ def build_pretraining_dataloader(
             raise ValueError(f"{dataset} is streamed and has no random access; set use_cached to true and precompute it.")
         seeds = {"subset_seed": random_subset_seed, "shuffle": shuffle, "shuffle_seed": seed}
         order = Order(shard_sizes=even_shards(raw.num_images, cache_shard_size), regime=regime, **seeds, **subset[regime])
-        data = RawImageDataset(raw, image_size=image_size, resize=resize, order=order)
+        data = RawImageDataset(raw, image_size=image_size, resize=resize, order=order, permutation_seed=0)
     cap = batch_cap(max_steps_per_epoch, gradient_accumulation_steps)
     shared = {"batch_size": batch_size, "device": device, "max_batches": cap}
     if use_cached and num_workers == 0:
