@@ -4,6 +4,7 @@ Everything but the regime is equal for the runs of one seed: steps, batch, sched
 subset's size is given in shards and is the same for every regime that has a subset.
 """
 
+import math
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
+from kdnb.data.coverage import class_coverage
 from kdnb.data.order import count_visits
 from kdnb.data.shards import read_index
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
@@ -156,8 +158,9 @@ def _last_line(log: Path) -> str:
     return lines[-1][:300] if lines else "no output"
 
 
-def coverage(run: Planned) -> dict[str, float]:
-    """Which images `run` visits, from its order alone: images, unique_seen, share, and mean and largest exposure."""
+def coverage(run: Planned) -> dict:
+    """What `run` visits, from its order and the labels alone: images, unique_seen, share_of_cache, mean and largest exposure, and
+    of the classes: in words, which are missing (by number), and whether the images are a fair sample of them."""
     subset = ("fixed_shards", "fixed_choice", "samples_per_epoch", "shards_per_epoch", "draw", "random_subset_seed")
     values = {name: run.parameters[name] for name in subset if name in run.parameters}
     regime = {"train_optimized": "full", "train_random": "random", "train_fixed": "fixed"}[run.notebook]
@@ -166,7 +169,26 @@ def coverage(run: Planned) -> dict[str, float]:
     exposure = visits.sum(0, dtype=int)
     seen = exposure[exposure > 0]
     found = {"images": int(exposure.sum()), "unique_seen": len(seen), "share_of_cache": len(seen) / len(exposure)}
-    return found | {"mean_exposure": float(seen.mean()), "most_exposure": int(seen.max())}
+    found |= {"mean_exposure": float(seen.mean()), "most_exposure": int(seen.max())}
+    classes = class_coverage(loader.dataset.labels, exposure, classes=loader.dataset.classes)
+    missing = np.flatnonzero((classes.seen == 0) & (classes.total > 0)).tolist()
+    return found | {"classes": str(classes), "missing_classes": missing, "fair_sample": classes.fair}
+
+
+def confounded(planned: Sequence[Planned], coverages: Sequence[dict]) -> str | None:
+    """Why these runs compare more than their sampling, in a sentence; None where all cover the same classes, and fairly.
+
+    Args:
+        coverages: `coverage` of each run.
+    """
+    if len({tuple(seen["missing_classes"]) for seen in coverages}) == 1 and all(seen["fair_sample"] for seen in coverages):
+        return None
+    worst: dict[str, tuple] = {}
+    for run, seen in zip(planned, coverages, strict=True):
+        found = (seen["fair_sample"], -len(seen["missing_classes"]), run.seed, seen["classes"])
+        worst[run.regime] = min(found, worst.get(run.regime, found))
+    words = "; ".join(f"{regime} (seed {seed}) {classes}" for regime, (_, _, seed, classes) in worst.items())
+    return f"WARNING: the regimes differ in the classes that they cover, so more than sampling is compared: {words}."
 
 
 def compare(scores: dict[str, list[float]], *, baseline: str) -> dict[str, dict]:
@@ -185,3 +207,12 @@ def compare(scores: dict[str, list[float]], *, baseline: str) -> dict[str, dict]
     for line, p in zip(found.values(), holm([line["p"] for line in found.values()]), strict=True):
         line["p_holm"] = p
     return found
+
+
+def plain(value):
+    """`value` with None for each number that JSON does not have: one seed has no interval, equal differences no effect size."""
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """The comparison of regimes: what is planned is matched, what the pairs tell is worked out, a failure is told."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,56 @@ def test_coverage_is_what_the_order_says(parameters):
     assert fixed["mean_exposure"] == pytest.approx(32 / fixed["unique_seen"])
 
 
+@pytest.fixture
+def sorted_cache(tmp_path):
+    """Function that caches 120 pictures of four classes, 10 a shard, in the order that `permutation_seed` says."""
+    from PIL import Image
+
+    from kdnb.data.images import open_source
+    from kdnb.precompute import precompute
+
+    for number in range(120):
+        path = tmp_path / "photos" / "abcd"[number // 30] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+
+    def fill(permutation_seed) -> str:
+        folder = tmp_path / f"cache_{permutation_seed}"
+        settings = {"image_size": 4, "shard_size": 10, "permutation_seed": permutation_seed}
+        precompute(open_source(str(tmp_path / "photos")), folder, **settings)
+        return str(folder)
+
+    return fill
+
+
+def covered(parameters: dict) -> tuple[list, list]:
+    planned = sweep.plan_runs(SimpleNamespace(**parameters), "cmp")
+    return planned, [sweep.coverage(run) for run in planned]
+
+
+def test_regimes_that_cover_other_classes_are_told_before_and_after(parameters, sorted_cache):
+    parameters |= {"epochs": 4, "subset_shards": 3, "regimes": "random_samples fixed"}
+    planned, found = covered(parameters | {"cache_dir": sorted_cache(None)})
+    fixed = found[[run.regime for run in planned].index("fixed")]
+    assert fixed["missing_classes"] and "of 4 classes" in fixed["classes"]
+    warning = sweep.confounded(planned, found)
+    assert warning.startswith("WARNING: the regimes differ in the classes") and "random_samples (seed 0) 4 of 4" in warning
+    assert sweep.confounded(*covered(parameters | {"cache_dir": sorted_cache(0)})) is None
+
+
+def test_all_classes_but_unevenly_is_told_as_well(parameters, sorted_cache):
+    parameters |= {"cache_dir": sorted_cache(None), "regimes": "fixed", "subset_shards": 7, "seeds": list(range(8))}
+    planned, found = covered(parameters)
+    uneven = [(run, seen) for run, seen in zip(planned, found, strict=True) if not seen["missing_classes"]]
+    assert uneven and "no fair sample" in sweep.confounded(*zip(*uneven, strict=True))
+
+
+def test_images_without_labels_have_no_classes_to_differ_in(parameters, tmp_path, make_cache):
+    make_cache(tmp_path / "unlabelled", labelled=False)
+    planned, found = covered(parameters | {"cache_dir": str(tmp_path / "unlabelled")})
+    assert "without labels" in found[0]["classes"] and sweep.confounded(planned, found) is None
+
+
 def test_differences_are_paired_by_seed_and_in_points():
     scores = {"fixed": [0.50, 0.60, 0.70], "full": [0.51, 0.61, 0.71], "dealt": [0.49, 0.62, 0.70]}
     found = sweep.compare(scores, baseline="fixed")
@@ -67,6 +118,14 @@ def test_differences_are_paired_by_seed_and_in_points():
     assert found["full"]["p_holm"] == 0.5
     # -1, 2, 0: standard deviation sqrt(7 / 3).
     assert found["dealt"]["sd"] == pytest.approx((7 / 3) ** 0.5) and found["dealt"]["seeds_for_one_point"] == 21
+
+
+@pytest.mark.parametrize("scores", [{"fixed": [0.5], "full": [0.6]}, {"fixed": [0.5, 0.6], "full": [0.5, 0.6]}])
+def test_one_seed_or_equal_scores_can_be_written(scores):
+    found = sweep.compare(scores, baseline="fixed")
+    assert not np.isfinite(found["full"]["effect_size"])
+    written = json.loads(json.dumps(sweep.plain({"tests": found}), allow_nan=False))["tests"]["full"]
+    assert written["effect_size"] is None and written["differences"] == found["full"]["differences"]
 
 
 def test_curves_collect_the_seeds_of_a_regime():
