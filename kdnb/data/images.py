@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from kdnb.data.decode import RESIZE_MODES, UnreadableImage, decode, resize
-from kdnb.data.tables import SPLITS, Item, StreamSource, TableSource, fingerprint_of, no_split, open_table
+from kdnb.data.tables import SPLITS, Item, StreamSource, TableSource, fingerprint_of, hub_name, no_split, open_table
 
-__all__ = ["RESIZE_MODES", "UnreadableImage", "decode", "open_source", "resize"]
+__all__ = ["RESIZE_MODES", "UnreadableImage", "decode", "open_source", "resize", "source_names"]
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
 
@@ -62,6 +62,21 @@ def open_source(
         if value:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
     return DigitsSource(split) if dataset == "digits" else FolderSource(path, split, files)
+
+
+def source_names(dataset: str, split: str) -> set[str]:
+    """Names that the source of `open_source(dataset, split=split)` may have: a cache's source is told without opening it.
+
+    What is not on this disk may be a name on the Hub, or a path that is there on another machine.
+    """
+    path = Path(dataset).expanduser()
+    if dataset == "digits":
+        return {f"digits/{split}"}
+    if path.suffix == ".parquet" and not path.is_dir():
+        return {path.stem}
+    name = path.resolve().name
+    names = {f"{name}/{split}"} | ({name} if split == "train" else set())
+    return names if path.exists() else names | {f"{hub_name(dataset)}/{split}"}
 
 
 class DigitsSource:

@@ -67,8 +67,8 @@ def read_index(folder: str | Path) -> dict:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"Index file not found: {path}. Make the cache with: "
-            f"papermill notebooks/precompute.ipynb out.ipynb -p cache_dir {folder}"
+            f"Index file not found: {path}. Make the cache with notebooks/precompute.ipynb: give it this cache_dir, and the "
+            "dataset, split, image_size and cache_shard_size that the cache is to have."
         ) from None
     except UnicodeDecodeError:
         text = ""

@@ -108,6 +108,11 @@ def open_table(
     return (StreamSource if streaming else TableSource)(table, name, image_column, label_column, folder)
 
 
+def hub_name(dataset: str) -> str:
+    """The Hub's name of `dataset`, which may be a short one."""
+    return _ALIASES.get(dataset, (dataset, None))[0]
+
+
 def no_split(dataset: str, split: str, splits) -> str:
     """What to say when `dataset` has no `split`."""
     return f"split is {split!r}, but dataset {dataset} has {', '.join(splits)}."

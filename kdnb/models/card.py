@@ -26,8 +26,8 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
     """Markdown with data, teacher, loss, regime, budget and scores, below the metadata that the Hub reads.
 
     Args:
-        inputs: "mean" and "std" that images are normalised with.
-        config: a run's config.json. summary: its summary.json; "probe_accuracy" {name: number} holds the scores.
+        config: a run's config.json; "source", where it is there, names the images that were learnt from. summary: its
+            summary.json; "probe_accuracy" {name: number} holds the scores. inputs: "mean" and "std" that images are normalised with.
     """
     from huggingface_hub import ModelCardData
 
@@ -37,7 +37,7 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
     facts = {
         "student": p["student"] + (f" ({_words(p['student_args'])})" if p.get("student_args") else ""),
         "teacher": teacher,
-        "data": f"{p['dataset']}, split {p['split']}, {p['image_size']}x{p['image_size']} pixels",
+        "data": config.get("source", f"{p['dataset']}, split {p['split']}") + f", {p['image_size']}x{p['image_size']} pixels",
         "regime": describe_regime(p),
         "loss": p["loss"] + (f", temperature {p['temperature']}, alpha {p['alpha']}" if p["loss"] == "soft_targets" else ""),
         "augmentation": p["augmentation"],

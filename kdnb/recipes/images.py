@@ -25,7 +25,6 @@ from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze, required_size
-from kdnb.precompute import precompute
 from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.teachers import LiveTeacher
 from kdnb.train import train
@@ -39,20 +38,6 @@ def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
         raise ValueError("dataset is None; give digits, cifar10, an image folder, Parquet, or a data set on the Hub.")
     names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
     return {"dataset": p.dataset if p.dataset == "digits" else local_or_hub(p.dataset), **names}
-
-
-def ensure_cache(p: SimpleNamespace) -> dict:
-    """The index of the cache in `p.cache_dir`; the built-in digits are cached now where they are not, in a second.
-
-    Raises:
-        FileNotFoundError: no cache, with the command that makes one.
-    """
-    if p.dataset == "digits":
-        source = open_source(**source_arguments(p))
-        sizes = {"image_size": p.image_size, "shard_size": p.cache_shard_size, "resize": p.resize}
-        with ranks.rank_0_first():
-            precompute(source, anchored(p.cache_dir), **sizes)
-    return read_index(anchored(p.cache_dir))
 
 
 def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | WorkerLoader:
@@ -282,8 +267,12 @@ def save_student(p: SimpleNamespace, student: Student, folder: Path):
 
 def write_run_cards(run: Run):
     """Write the model card into the run's model folders; the run must be finished. Of several ranks, rank 0 does."""
-    if ranks.rank() == 0:
-        write_cards(run.folder, run.read("config.json"), run.read("summary.json"))
+    if ranks.rank() > 0:
+        return
+    config = run.read("config.json")
+    if config["parameters"]["use_cached"]:
+        config["source"] = read_index(anchored(config["parameters"]["cache_dir"]))["source"]
+    write_cards(run.folder, config, run.read("summary.json"))
 
 
 def training_settings(p: SimpleNamespace) -> dict:

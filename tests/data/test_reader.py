@@ -85,5 +85,5 @@ def test_a_truncated_and_a_missing_shard_are_named(cache):
 
 
 def test_a_missing_cache_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Index file not found: .*papermill notebooks/precompute.ipynb"):
+    with pytest.raises(FileNotFoundError, match="Index file not found: .*none.index.json. .*precompute.ipynb"):
         ShardReader(tmp_path / "none")

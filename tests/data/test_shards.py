@@ -177,7 +177,7 @@ def test_a_renamed_shard_is_not_adopted(cache):
 
 
 def test_a_missing_index_says_how_to_make_the_cache(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Index file not found: .*index.json. Make the cache with: papermill"):
+    with pytest.raises(FileNotFoundError, match=r"Index file not found: .*index.json. .*precompute.ipynb: .* dataset"):
         read_index(tmp_path)
 
 
