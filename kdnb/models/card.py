@@ -27,7 +27,8 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
 
     Args:
         config: a run's config.json; "source", where it is there, names the images that were learnt from. summary: its
-            summary.json; "probe_accuracy" {name: number} holds the scores. inputs: "mean" and "std" that images are normalised with.
+            summary.json; "probe_accuracy" {name: number} holds the scores.
+        inputs: "mean" and "std" that images are normalised with.
     """
     from huggingface_hub import ModelCardData
 

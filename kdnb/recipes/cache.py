@@ -17,11 +17,11 @@ from kdnb.precompute import precompute
 from kdnb.recipes.images import source_arguments
 from kdnb.runs import anchored
 
-# Parameters of precompute that a training notebook has as well, and those of them that the index records.
+# Parameters of precompute that a training notebook has as well, and those of them that have to be the cache's.
 _NEEDED = (
     "dataset", "split", "image_column", "label_column", "streaming", "cache_dir", "cache_shard_size", "image_size", "resize",
 )  # fmt: skip
-_RECORDED = {"image_size": "image_size", "resize": "resize", "cache_shard_size": "shard_size"}
+_RECORDED = ("image_size", "resize")  # how the images were cut into shards does not matter to training
 
 
 def ensure_cache(p: SimpleNamespace) -> dict:
@@ -65,9 +65,9 @@ def _refuse_other(p: SimpleNamespace, index: dict, names: set[str]):
     differs = []
     if index["source"] not in names:
         differs.append(f"dataset is {p.dataset!r} (split {p.split}), the cache holds {index['source']}")
-    for name, key in _RECORDED.items():
-        if getattr(p, name) != index[key]:
-            differs.append(f"{name} is {getattr(p, name)!r}, the cache has {index[key]!r}")
+    for name in _RECORDED:
+        if getattr(p, name) != index[name]:
+            differs.append(f"{name} is {getattr(p, name)!r}, the cache has {index[name]!r}")
     if differs:
         what = re.sub(r"\W+", "_", f"{Path(p.dataset).name}_{p.split}_{p.image_size}_{p.resize}_{p.cache_shard_size}")
         other = str(Path(p.cache_dir).with_name(f"cache_{what}"))
