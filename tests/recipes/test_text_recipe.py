@@ -200,6 +200,12 @@ def test_a_teacher_of_other_classes_is_refused(p, tmp_path):
         text_teacher.build_teacher(p, data)
 
 
+def test_the_built_in_teacher_learns_from_texts_that_make_a_step_an_epoch(p, tmp_path):
+    p.dataset, p.max_train_samples = str(write_texts(tmp_path / "few", {"train": 24, "test": 30})), None
+    teacher = text_teacher.build_teacher(p, text.load_data(p))
+    assert teacher.num_classes == 3 and not teacher.head_is_random
+
+
 def test_the_sweep_runs_alpha_zero_once(p, tmp_path):
     data, out = text.load_data(p), run_of(tmp_path)
     table = text.sweep(p, data, torch.nn.functional.one_hot(data.train.labels).float() * 5, out)
