@@ -1,6 +1,7 @@
-"""Several processes that do one piece of work: who this one is, and what they agree on.
+"""Several processes that do one piece of work: who this one is, which device it has, and what they agree on.
 
-`torch.distributed.run` starts them and says so in the environment; Accelerate connects them. Alone, everything here is a no-op.
+`torch.distributed.run` starts them and says so in the environment; Accelerate connects them. Alone, everything that waits for
+others is a no-op.
 """
 
 import atexit
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 _TIMEOUT = timedelta(hours=2)  # one rank may train a built-in teacher, or fill a cache, while the others wait
+_TRUE = ("1", "true", "yes", "y", "t", "on")  # what Accelerate reads as a yes
 
 
 def rank() -> int:
@@ -24,16 +26,41 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def find_device():
+    """The torch.device that this process works on: a GPU where there is one, and of several ranks each has one of its own.
+
+    Which one follows from LOCAL_RANK alone, so that it is the same before and after the ranks are connected. ACCELERATE_USE_CPU
+    hides GPUs, as it does for Accelerate.
+
+    Raises:
+        ValueError: more ranks on this machine than GPUs that they see.
+    """
+    import torch
+
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("mps" if torch.backends.mps.is_available() and world() == 1 else "cpu")
+    if world() > 1:
+        number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= gpus:
+            raise ValueError(
+                f"LOCAL_RANK is {number}, but this process sees {gpus} GPU(s); start as many processes a machine as it has GPUs "
+                "(--nproc-per-node), let each see all of them (CUDA_VISIBLE_DEVICES), or set ACCELERATE_USE_CPU=1."
+            )
+        torch.cuda.set_device(number)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def connect():
     """Join the process group, once; every function below that waits for others does so first."""
     if world() > 1:
-        import torch
         import torch.distributed as dist
-        import torch.distributed.nn  # imported with a group at hand, its functions' defaults would hold that group for good
+        import torch.distributed.nn  # noqa: F401 - later, its functions' defaults would hold the group that is there by then
         from accelerate import PartialState
 
         first = not dist.is_initialized()
-        PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
+        PartialState(cpu=find_device().type == "cpu", timeout=_TIMEOUT)
         if first:
             atexit.register(_leave)
 
@@ -62,15 +89,21 @@ def agree(value):
     return held[0]
 
 
-def require_same(what: str, value):
-    """Refuse to go on where ranks have different values of `what`: a ValueError on each of them, with who has which."""
+def gather(value) -> list:
+    """The values of all ranks, in their order, on every rank."""
     if world() == 1:
-        return
+        return [value]
     connect()
     import torch.distributed as dist
 
     values = [None] * world()
     dist.all_gather_object(values, value)
+    return values
+
+
+def require_same(what: str, value):
+    """Refuse to go on where ranks have different values of `what`: a ValueError on each of them, with who has which."""
+    values = gather(value)
     if any(other != values[0] for other in values):
         odd = next(number for number, other in enumerate(values) if other != values[0])
         raise ValueError(f"{what} is {values[0]!r} on rank 0 but {values[odd]!r} on rank {odd}; every process must read the same "

@@ -17,6 +17,7 @@ import torch
 
 from kdnb import ranks
 from kdnb.files import write_atomically, write_json
+from kdnb.ranks import find_device
 
 # Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
 # comparison grows.
@@ -46,13 +47,6 @@ def local_or_hub(name: str) -> str:
     """`name` as a path from the project's root where there is such a file or folder; else as it is, for timm or the Hub."""
     path = anchored(name)
     return str(path) if path.exists() else name
-
-
-def find_device() -> torch.device:
-    """The device that training runs on: a GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def set_seed(seed: int):

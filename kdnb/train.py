@@ -82,7 +82,7 @@ def train(
             cannot share equally, processes that read different data.
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written.
     """
-    accelerator = _accelerator(mixed_precision, loader.device)
+    accelerator = accelerator_for(mixed_precision, loader.device)
     loader.split(accelerator.process_index, accelerator.num_processes)
     ranks.require_same("the data", loader.identity)
     set_seed(seed)
@@ -218,15 +218,23 @@ def require_batch_norm(batch_norm: str, device: torch.device, *, processes: int)
         raise ValueError(f"batch_norm is sync, which {device} does not have; choose local.")
 
 
-def _accelerator(mixed_precision: str, device: torch.device):
+def accelerator_for(mixed_precision: str, device: torch.device):
+    """Accelerate's view of this process, for batches on `device`, in a precision that it has; see `train`."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     mixed_precision = precision_for(mixed_precision, device)
     ranks.connect()
-    AcceleratorState._reset_state()  # one notebook may train twice, with different precisions
-    several = [DistributedDataParallelKwargs(find_unused_parameters=True)] if ranks.world() > 1 else []
-    return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=several)
+    alone = ranks.world() == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)  # one notebook may train twice, in other precisions or places
+    several = [] if alone else [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=several)
+    if (device.type, device.index or 0) != (accelerator.device.type, accelerator.device.index or 0):
+        raise ValueError(
+            f"the loader's batches go to {device}, but this process trains on {accelerator.device}; give the loader "
+            "device=kdnb.runs.find_device()."
+        )
+    return accelerator
 
 
 def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:
