@@ -1,7 +1,7 @@
 """Loop state, named in one place: what a checkpoint holds is what a resumed run needs to end with the same weights.
 
-Student, optimizer, gradient scaler, position and every random state; never the teacher. Plain values and tensors only, so
-that loading unpickles no object.
+Student, optimizer, gradient scaler, position and the random state of every rank; never the teacher. Plain values and tensors
+only, so that loading unpickles no object.
 """
 
 import random
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdnb.runs import Run
+from kdnb import ranks
+from kdnb.data.keyed import random_words
+from kdnb.runs import Run, set_seed
 
 
 @dataclass
@@ -28,35 +30,51 @@ class Position:
 
 
 def pack(student: nn.Module, optimizer, scaler, at: Position) -> dict:
-    """The content of a checkpoint."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what libraries draw from
-    rng = {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys), *rest), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
+    """The content of a checkpoint; every rank calls it, for its random state."""
     return {
         "student": student.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "position": asdict(at),
-        "rng": rng,
+        "rng": ranks.gather(_random_state()),
     }
 
 
-def restore(run: Run, student: nn.Module, optimizer, scaler) -> Position:
-    """Load the run's newest checkpoint, if there is one; otherwise start at the beginning."""
+def restore(run: Run, student: nn.Module, optimizer, scaler, *, seed: int) -> Position:
+    """Load the run's newest checkpoint, if there is one; otherwise start at the beginning.
+
+    Random numbers go on where this rank's were. Where none are known they start anew, from the seed, the rank and the step.
+    """
     state = run.load_checkpoint()
+    at = Position() if state is None else Position(**state["position"])
+    set_seed(seed if ranks.rank() == 0 else int(random_words(1, seed, ranks.rank(), at.step)[0]))
     if state is None:
-        return Position()
+        return at
     student.load_state_dict(state["student"])
     optimizer.load_state_dict(state["optimizer"])
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
-    kind, keys, *rest = state["rng"]["numpy"]
-    random.setstate(state["rng"]["python"])
-    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["rng"]["torch"])
-    if torch.cuda.is_available() and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"])
-    at = Position(**state["position"])
+    rng = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older checkpoints hold that of rank 0 alone
+    if ranks.rank() < len(rng):
+        _set_random_state(rng[ranks.rank()])
     print(f"resumed {run.name} at epoch {at.epoch + 1}, step {at.step}", flush=True)
     return at
+
+
+def _random_state() -> dict:
+    """Of everything that draws in this process, as plain values and tensors."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what libraries draw from
+    keys = torch.from_numpy(keys.astype(np.int64))  # as uint32 they could not be sent to another rank
+    state = {"python": random.getstate(), "numpy": (kind, keys, *rest), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict):
+    kind, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -4,7 +4,8 @@ A step is: batch, views, teacher, student, loss, backward, update. Whatever is p
 outside it. Killed anywhere and started again with the same run, it ends on a CPU with bitwise the same weights.
 
 Several processes (`kdnb.ranks`) share each batch: a step's samples, loss and gradient are those of one process, whatever their
-number, and a run may go on with another one. Rank 0 writes. Metrics are sums over all ranks.
+number, and a run may go on with another one. What is drawn (dropout, say) is drawn by each rank for itself. Rank 0 writes.
+Metrics are sums over all ranks.
 """
 
 import math
@@ -21,7 +22,7 @@ from kdnb.checkpoint import pack, restore
 from kdnb.preempt import Preempted, watching
 from kdnb.progress import Display
 from kdnb.records import Clock, epoch_line, epochs_since_best, merge, total_means
-from kdnb.runs import Run, set_seed
+from kdnb.runs import Run
 from kdnb.schedules import cosine_with_warmup, count_steps
 
 _MAX_RECORDS = 5000  # step records per run; in a longer run each record is the mean of several steps
@@ -85,7 +86,6 @@ def train(
     accelerator = accelerator_for(mixed_precision, loader.device)
     loader.split(accelerator.process_index, accelerator.num_processes)
     ranks.require_same("the data", loader.identity)
-    set_seed(seed)
     accumulation = gradient_accumulation_steps
     total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=accumulation)
     cosine_with_warmup(0, total_steps=total_steps, warmup_steps=warmup_steps)  # refuses before anything is done
@@ -95,7 +95,7 @@ def train(
         student.compile()
     model = _Views(_synchronised(student, batch_norm, accelerator))
     model, optimizer = accelerator.prepare(model, optimizer)
-    at = restore(run, student, optimizer, accelerator.scaler)
+    at = restore(run, student, optimizer, accelerator.scaler, seed=seed)
     accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
     clock = Clock(accelerator.device)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)

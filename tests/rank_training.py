@@ -17,19 +17,26 @@ from kdnb.data.views import SimpleTransform
 from kdnb.runs import Run, set_seed
 from kdnb.train import train
 
+_DRAWING = {"plain": False, "batch_size": 8, "epochs": 6}  # dropout, and batch norm, which wants two images a rank
+
 
 def images(cache: Path, out: Path, **changes):
-    """A plain net on a cache: losses per step and the ids of each step, on this rank."""
-    settings = {"batch_size": 4, "epochs": 3, "name": "images", "gradient_accumulation_steps": 1} | changes
+    """A net on a cache: losses per step, and of each step on this rank the ids and what dropout let through."""
+    settings = {"batch_size": 4, "epochs": 3, "name": "images", "gradient_accumulation_steps": 1, "plain": True} | changes
     name, batch_size = settings.pop("name"), settings.pop("batch_size")
-    stop_at = settings.pop("stop_at", None)
+    stop_at, kill_at = settings.pop("stop_at", None), settings.pop("kill_at", None)
     set_seed(0)
-    student, teacher, seen = Net(plain=True), frozen_teacher(), []
+    student, teacher, seen, masks = Net(settings.pop("plain")), frozen_teacher(), [], []
+    for part in student.body:
+        if isinstance(part, torch.nn.Dropout):
+            part.register_forward_hook(lambda part, given, taken: masks.append((taken != 0).int().flatten().tolist()))
 
     def watch(views, batch):
         seen.append(batch["id"].tolist())
         if stop_at is not None and ranks.rank() == ranks.world() - 1 and len(seen) == stop_at:
             os.kill(os.getpid(), signal.SIGUSR1)
+        if len(seen) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         return teacher(views, batch)
 
     order = {"shuffle": "all", "gradient_accumulation_steps": settings["gradient_accumulation_steps"]}
@@ -37,8 +44,8 @@ def images(cache: Path, out: Path, **changes):
     views = SimpleTransform(size=4)
     settings |= {"learning_rate": 1e-2, "warmup_steps": 2, "mixed_precision": "no"}
     history = train(student, watch, loader, views=views, loss=mse, run=Run(name, {}, outputs=out), **settings)
-    sums = [weight.sum().item() for weight in student.parameters()]
-    return {"losses": [record["loss"] for record in history["steps"]], "seen": seen, "weights": sums}
+    found = {"losses": [record["loss"] for record in history["steps"]], "seen": seen, "masks": masks}
+    return found | {"weights": torch.cat([weight.flatten() for weight in student.parameters()]).tolist()}
 
 
 def texts(out: Path):
@@ -62,7 +69,7 @@ if __name__ == "__main__":
     cache, out, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     if what == "all":
         found = {"images": images(cache, out), "accumulated": images(cache, out, name="a", gradient_accumulation_steps=2)}
-        found["texts"] = texts(out)
+        found |= {"texts": texts(out), "dropout": images(cache, out, name="dropout", **_DRAWING)}
         found["name"] = Run(None, {}, outputs=out).name
         try:
             images(cache, out, name="odd", batch_size=ranks.world() + 1 if ranks.world() > 1 else 4)
@@ -79,4 +86,8 @@ if __name__ == "__main__":
             found = {"stopped": f"{type(error).__name__}: {error}"}
     elif what == "go on":
         found = images(cache, out, name="stopped")
+    elif what == "killed":
+        images(cache, out, name="killed", **_DRAWING, save_every_steps=2, kill_at=9)
+    elif what == "go on after a kill":
+        found = images(cache, out, name="killed", **_DRAWING)
     (out / f"{what}_{ranks.world()}_{ranks.rank()}.json").write_text(json.dumps(found))

@@ -15,9 +15,9 @@ LAYERS = {
     1: "kdnb.data.shards kdnb.data.shardfile kdnb.data.stored kdnb.data.keyed kdnb.data.order kdnb.data.reader kdnb.data.views "
     "kdnb.data.answers kdnb.data.filling kdnb.data.parts kdnb.data.augment kdnb.data.images kdnb.data.tables "
     "kdnb.data.decode kdnb.data.overlap kdnb.data.text kdnb.data.textfiles kdnb.data.stratified kdnb.data.tokens "
-    "kdnb.data.docstrings kdnb.data.coverage kdnb.models kdnb.checkpoint",
+    "kdnb.data.docstrings kdnb.data.coverage kdnb.models",
     2: "kdnb.data.datasets kdnb.data.epochs kdnb.data.loader kdnb.data.text_loader kdnb.data.device_loader "
-    "kdnb.teachers kdnb.knowledge kdnb.precompute kdnb.evaluation kdnb.plots",
+    "kdnb.teachers kdnb.knowledge kdnb.precompute kdnb.evaluation kdnb.plots kdnb.checkpoint",
     3: "kdnb.train",
     4: "kdnb.recipes kdnb.papermill",
 }

@@ -12,8 +12,8 @@ from caches import write_cache
 HERE = Path(__file__).resolve().parent
 
 
-def launch(count: int, cache, out, what: str) -> list[dict]:
-    """What each of `count` processes found; the processes' output is the error's text."""
+def launch(count: int, cache, out, what: str, *, survives: bool = True) -> list[dict]:
+    """What each of `count` processes found, where they survive; the processes' output is the error's text."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count > 1 else []
     if count == 1:
@@ -21,8 +21,8 @@ def launch(count: int, cache, out, what: str) -> list[dict]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "KDNB_PROGRESS": "none"}
     command += [HERE / "rank_training.py", cache, out, what]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return [json.loads((out / f"{what}_{count}_{rank}.json").read_text()) for rank in range(count)]
+    assert (result.returncode == 0) == survives, result.stdout[-2000:] + result.stderr[-4000:]
+    return [json.loads((out / f"{what}_{count}_{rank}.json").read_text()) for rank in range(count if survives else 0)]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,17 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_number_goes
         assert "wrote a checkpoint at step 7; the same command goes on" in rank["stopped"]
     resumed = launch(1, cache, tmp_path, "go on")[0]
     assert resumed["losses"] == pytest.approx(found[1][0]["images"]["losses"], rel=1e-5)
+
+
+def test_each_rank_draws_for_itself_and_a_killed_job_goes_on_with_the_same_numbers(cache, tmp_path, found):
+    """18 steps; both ranks are killed in the ninth, after the checkpoint at the eighth. The net has batch norm, too."""
+    undisturbed = [rank["dropout"] for rank in found[2]]
+    assert all(mine != other for mine, other in zip(*[rank["masks"] for rank in undisturbed], strict=True))
+    assert found[1][0]["dropout"]["losses"] != pytest.approx(undisturbed[0]["losses"], rel=1e-5)  # other numbers, so other losses
+    launch(2, cache, tmp_path, "killed", survives=False)
+    for resumed, rank in zip(launch(2, cache, tmp_path, "go on after a kill"), undisturbed, strict=True):
+        assert resumed["seen"] == rank["seen"][8:] and resumed["masks"] == rank["masks"][8:]
+        assert resumed["losses"] == rank["losses"] and resumed["weights"] == rank["weights"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="the processes' threads are held back with a Linux scheduler")
