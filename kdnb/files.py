@@ -1,19 +1,27 @@
-"""Files that appear whole or not at all, and checksums taken on the way.
+"""Files that appear whole or not at all, checksums taken on the way, and files that one process at a time holds.
 
 A file is written under a temporary name of its own (`.<name>.<random>.tmp`), flushed to the disk and renamed: a process killed
 at any time leaves the old file or the new one, and at most one temporary file that nobody reads; of two processes that write
 the same file, on one machine or on two, the later one wins with a whole file. Cost: one fsync per file.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 T = TypeVar("T")
+
+
+class Held(Exception):
+    """Another process holds the file; says which one, where, and since when."""
 
 
 class HashingFile:
@@ -82,3 +90,32 @@ def remove_temporary(folder: str | Path, *, of: Callable[[str], bool] = lambda n
     for path in leftover:
         path.unlink()
     return [path.name for path in leftover]
+
+
+@contextlib.contextmanager
+def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the file `path`, made where it is missing: of all processes that ask, one at a time does; a killed one lets go.
+
+    A POSIX record lock: children do not inherit it, it knows the processes of other machines where the file system does (NFS
+    does), and it does not stop the process that has it. Where a file system has no locks, nobody is stopped.
+
+    Raises:
+        Held: another process has it, and `wait` is false.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # either may mean that it is held
+            holder = os.pread(file, 500, 0).decode(errors="replace") or "another process"
+            if not wait:
+                raise Held(holder) from None
+            print(f"{path} is held by {holder}; waiting for it", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+        yield
+    finally:
+        os.close(file)

@@ -1,22 +1,26 @@
 """The folder of a run: outputs/<run>/, which evaluation reads and a killed run goes on from.
 
 config.json comes first (parameters, versions, git revision, device), then history.json and checkpoints/, best_model/,
-final_model/ and figures/, and summary.json last: its presence means finished.
+final_model/ and figures/, and summary.json last: its presence means finished. Reading a run is free at any time; training one is
+for one job at a time, which holds the file .lock meanwhile.
 """
 
+import contextlib
 import json
 import platform
 import random
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from kdnb import ranks
-from kdnb.files import write_atomically, write_json
+from kdnb.files import Held, only_process, write_atomically, write_json
 from kdnb.ranks import find_device
 
 # Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
@@ -56,11 +60,23 @@ def set_seed(seed: int):
     torch.manual_seed(seed)
 
 
+def new_name(stem: str, *, outputs: str | Path = "outputs") -> str:
+    """`stem`, the time, and a number where that is taken: a folder below `outputs` that was made just now, for nobody else."""
+    first = name = f"{stem}_{time.strftime('%Y%m%d_%H%M%S')}"
+    for number in count(2) if ranks.rank() == 0 else ():
+        try:
+            (anchored(outputs) / name).mkdir(parents=True)
+            break
+        except FileExistsError:
+            name = f"{first}_{number}"
+    return ranks.agree(name)
+
+
 class Run:
     """One run's folder; opening the name of a run that exists resumes it.
 
     Args:
-        name: folder below `outputs`; None takes `prefix` and the time.
+        name: folder below `outputs`; None takes a new one of `prefix` and the time.
         prefix: the notebook's name.
         parameters: what the run is given (plain values). Resuming with others is refused.
 
@@ -72,19 +88,33 @@ class Run:
     """
 
     def __init__(self, name: str | None, parameters: dict, *, prefix: str = "run", outputs: str | Path = "outputs"):
-        self.name = ranks.agree(name or f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
+        self.name = ranks.agree(name) if name else new_name(prefix, outputs=outputs)
         self.folder = anchored(outputs) / self.name
         self.parameters = parameters
+        self._held = False
         config = ranks.agree(self.read("config.json"))
-        self.resumed = config is not None
         if config is None:
             for part in ("checkpoints", "figures"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)  # by every rank: it is there then, on any file system
-            self.write("config.json", {"notebook": prefix, "parameters": parameters, **_circumstances()})
-        else:
+            config = ranks.agree(self._create(prefix) if ranks.rank() == 0 else None)
+        self.resumed = config is not None
+        if config is not None:
             self._check_same(config["parameters"])
             if config["parameters"] != json.loads(json.dumps(parameters)):
                 self.write("config.json", config | {"parameters": parameters})
+
+    def _create(self, prefix: str) -> dict | None:
+        """Write config.json and return None; or return what another job has written there at the same time."""
+        while True:
+            with contextlib.suppress(Held), only_process(self.folder / ".lock"):
+                config = self.read("config.json")
+                if config is None:
+                    self.write("config.json", {"notebook": prefix, "parameters": self.parameters, **_circumstances()})
+                return config
+            config = self.read("config.json")  # the one who held the file may train by now, for hours
+            if config is not None:
+                return config
+            time.sleep(0.05)
 
     def _check_same(self, before: dict):
         now = json.loads(json.dumps(self.parameters))
@@ -95,6 +125,32 @@ class Run:
                 f"run_name {self.name} exists with other parameters ({changes}); choose another run_name, or give "
                 "the parameters of that run to resume it."
             )
+
+    @contextlib.contextmanager
+    def held(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep other jobs from training this run meanwhile; all ranks of this one call it, and it may be called inside itself.
+
+        Raises:
+            RuntimeError: another job has it, with who that is; with `wait`, it is waited for instead.
+        """
+        if self._held:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            holder = None
+            if ranks.rank() == 0:
+                try:
+                    stack.enter_context(only_process(self.folder / ".lock", wait=wait))
+                except Held as error:
+                    holder = str(error)
+            holder = ranks.agree(holder)
+            if holder is not None:
+                raise RuntimeError(f"run {self.name} is held by {holder}; wait for it, stop it, or choose another run_name.")
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     @property
     def finished(self) -> bool:

@@ -80,7 +80,8 @@ def train(
     Raises:
         FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
         ValueError: hardware without the precision asked for, a warm-up longer than training, a batch that the processes
-            cannot share equally, processes that read different data.
+            cannot share equally, processes that read different data, a loader for another device than this process has.
+        RuntimeError: another job trains the run.
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written.
     """
     accelerator = accelerator_for(mixed_precision, loader.device)
@@ -95,15 +96,15 @@ def train(
         student.compile()
     model = _Views(_synchronised(student, batch_norm, accelerator))
     model, optimizer = accelerator.prepare(model, optimizer)
-    at = restore(run, student, optimizer, accelerator.scaler, seed=seed)
-    accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
     clock = Clock(accelerator.device)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
 
     def save():
         run.save_checkpoint(at.step, pack(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
 
-    with Display(total_steps, title=run.name, curve="loss") as display, watching() as asked:
+    with run.held(), Display(total_steps, title=run.name, curve="loss") as display, watching() as asked:
+        at = restore(run, student, optimizer, accelerator.scaler, seed=seed)
+        accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
         while at.epoch < epochs and not (patience and epochs_since_best(at.epochs) >= patience):
             student.train()
             num_batches = loader.num_batches(at.epoch)
@@ -160,9 +161,9 @@ def train(
             save()
             if stop and at.epoch < epochs:
                 raise _preempted(run, asked, at)
-    if save_model is not None and accelerator.is_main_process:
-        save_model(student, run.folder / "final_model")
-    accelerator.wait_for_everyone()  # for the files that the others read next
+        if save_model is not None and accelerator.is_main_process:
+            save_model(student, run.folder / "final_model")
+        accelerator.wait_for_everyone()  # for the files that the others read next
     loader.split(0, 1)
     return {"steps": at.steps, "epochs": at.epochs}
 

@@ -98,7 +98,10 @@ def open_run(folder: str | Path) -> TrainedRun:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     run, found = Run(folder.name, config["parameters"], outputs=folder.parent), []
     for path in run.checkpoints():
-        position = torch.load(path, weights_only=True, mmap=True)["position"]
+        try:
+            position = torch.load(path, weights_only=True, mmap=True)["position"]
+        except FileNotFoundError:  # a run that trains has just replaced it by a newer one
+            continue
         found.append(Checkpoint(path, position["step"], position["images_seen"]))
     if not found:
         raise FileNotFoundError(f"checkpoint_dir {folder} holds no checkpoint yet; wait for the first one, or train again.")

@@ -120,8 +120,14 @@ def build_teacher(p: SimpleNamespace) -> FeatureModel:
 def builtin_teacher() -> Path:
     """Folder of a ResNet-8 trained on the labels of the 1,500 training digits: found from an earlier run, or trained now."""
     run = Run("teacher_digits", _BUILTIN_TEACHER)
-    if run.finished:
-        return run.folder / "final_model"
+    if not run.finished:
+        with run.held(wait=True):  # by another job, which then has trained it
+            if not run.finished:
+                _train_builtin_teacher(run)
+    return run.folder / "final_model"
+
+
+def _train_builtin_teacher(run: Run):
     set_seed(0)
     history = train(
         FeatureModel(build_model("cifar_resnet8", num_classes=10)),
@@ -139,7 +145,6 @@ def builtin_teacher() -> Path:
         save_model=lambda model, folder: save_model(model.model, folder),
     )
     run.finish({"loss": history["epochs"][-1]["loss"]})
-    return run.folder / "final_model"
 
 
 def raw_batches(source, *, image_size: int, batch_size: int = 100, resize: str = "crop", shuffle: str = "none"):

@@ -96,9 +96,11 @@ def _builtin_teacher(p: SimpleNamespace, data: Data) -> Path:
     base = small_model(data, _SHAPE | {"max_length": p.max_length})
     run = Run(f"teacher_text_{base.name}", _TEACHER)
     if not run.finished:
-        teacher = load_classifier(base, classes=data.classes).to(find_device())
-        history = _train_on_labels(p, teacher, data.pool, run, _TEACHER)
-        run.finish({"loss": history["epochs"][-1]["loss"]})
+        with run.held(wait=True):  # by another job, which then has trained it
+            if not run.finished:
+                teacher = load_classifier(base, classes=data.classes).to(find_device())
+                history = _train_on_labels(p, teacher, data.pool, run, _TEACHER)
+                run.finish({"loss": history["epochs"][-1]["loss"]})
     return run.folder / "final_model"
 
 
@@ -107,7 +109,8 @@ def _finetune(p: SimpleNamespace, teacher: TextClassifier, data: Data):
     settings = {name: getattr(p, name) for name in ("epochs", "batch_size", "learning_rate")}
     run = Run(f"teacher_text_{_key(teacher, data.pool, p.max_length, settings)}", settings)
     teacher.float().requires_grad_(True).train()
-    _train_on_labels(p, teacher, data.pool, run, settings)
+    with run.held(wait=True):  # by another job, whose last checkpoint is then this one's
+        _train_on_labels(p, teacher, data.pool, run, settings)
     teacher.requires_grad_(False).eval()
     teacher.head_is_random = False
 
