@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from types import SimpleNamespace
 
+from kdnb.preempt import Preempted
 from kdnb.recipes.trial import train_trial
 from kdnb.runs import Run
 
@@ -43,6 +44,8 @@ def take_tour(p: SimpleNamespace, *, steps: int, rounds: int = 2, ways: dict[str
                 q = SimpleNamespace(**vars(p) | _PLAIN | {"max_steps_per_epoch": steps, "teacher_feature_dir": folder} | changes)
                 try:
                     found.setdefault(name, []).extend(_measure(q, Run(f"{name}_{number}", {}, outputs=folder)))
+                except Preempted:
+                    raise
                 except Exception as error:  # the compiler's errors have no common class
                     if not changes.get("compile_student"):
                         raise

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from kdnb.preempt import Preempted
 from kdnb.recipes import tour
 
 
@@ -26,9 +27,15 @@ def test_a_way_that_the_machine_lacks_is_left_out_with_a_line(p, monkeypatch, ca
             raise RuntimeError("no C++ compiler was found\nand more")
         return real(p, run)
 
+    def interrupt():
+        raise Preempted("interrupted")
+
     monkeypatch.setattr(tour, "train_trial", without_compiler)
     found = tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}, "compiled": {"compile_student": True}})
     assert list(found) == ["plain"] and capsys.readouterr().out == "compiled: not here (no C++ compiler was found)\n"
+    monkeypatch.setattr(tour, "train_trial", lambda *a: interrupt())
+    with pytest.raises(Preempted):  # which is no lack
+        tour.take_tour(p, steps=2, rounds=1, ways={"compiled": {"compile_student": True}})
     monkeypatch.setattr(tour, "train_trial", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}})
