@@ -1,7 +1,7 @@
 """The training loop: the only one. It knows no data set and no model; everything is handed to it.
 
 A step is: batch, views, teacher, student, loss, backward, update. Whatever is periodic (records, checkpoints, lines) stands
-outside it. Killed anywhere and started again with the same run, it ends on a CPU with bitwise the same weights.
+outside it. Killed or interrupted anywhere and started again with the same run, it ends on a CPU with bitwise the same weights.
 
 Several processes (`kdnb.ranks`) share each batch: a step's samples, loss and gradient are those of one process, whatever their
 number, and a run may go on with another one. What is drawn (dropout, say) is drawn by each rank for itself. Rank 0 writes.
@@ -82,7 +82,7 @@ def train(
         ValueError: hardware without the precision asked for, a warm-up longer than training, a batch that the processes
             cannot share equally, processes that read different data, a loader for another device than this process has.
         RuntimeError: another job trains the run.
-        Preempted: SIGTERM or SIGUSR1 came; a checkpoint was written.
+        Preempted: SIGINT, SIGTERM or SIGUSR1 came; a checkpoint was written. A second SIGINT is a KeyboardInterrupt at once.
     """
     accelerator = accelerator_for(mixed_precision, loader.device)
     loader.split(accelerator.process_index, accelerator.num_processes)
@@ -96,6 +96,7 @@ def train(
         student.compile()
     model = _Views(_synchronised(student, batch_norm, accelerator))
     model, optimizer = accelerator.prepare(model, optimizer)
+    optimizer.zero_grad()  # of a step that was broken off, where the student was trained before
     clock = Clock(accelerator.device)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
 
@@ -187,8 +188,11 @@ def _synchronised(student: nn.Module, batch_norm: str, accelerator) -> nn.Module
 
 
 def _preempted(run: Run, asked, at) -> Preempted:
-    by = asked.by or "a signal to another rank"
-    return Preempted(f"{run.name} was asked to stop by {by} and wrote a checkpoint at step {at.step}; the same command goes on.")
+    why = "interrupted" if asked.by == "SIGINT" else f"asked to stop by {asked.by or 'a signal to another rank'}"
+    return Preempted(
+        f"{run.name} was {why} and wrote a checkpoint at step {at.step}; run this cell again to go on, or the same command with "
+        "its run_name."
+    )
 
 
 def _nothing(outputs: list, accelerator) -> torch.Tensor | float:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import weakref
 
 import pytest
 
@@ -20,7 +21,7 @@ def came():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noticed_in_the_block_and_handed_back_after_it(came, number):
     with pytest.raises(Preempted), watching() as asked:
         assert asked.by == ""
@@ -44,3 +45,39 @@ def test_a_rank_that_stopped_for_another_survives_its_own_signal(came):
     for number in (signal.SIGUSR1, signal.SIGTERM):
         os.kill(os.getpid(), number)
     assert came == [] and asked.by == "SIGTERM"
+
+
+def test_a_second_interrupt_stops_at_once_and_other_signals_do_not(came):
+    with pytest.raises(KeyboardInterrupt), watching() as asked:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert asked.by == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second interrupt was not obeyed")
+    os.kill(os.getpid(), signal.SIGINT)
+    assert came == ["SIGINT"]
+
+
+def test_what_the_process_ignores_stays_ignored(came):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a job in a shell's background
+    with watching() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.by == ""
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_notebook_shows_one_sentence_and_the_frames_let_go_of_what_they_held():
+    class Large:
+        pass
+
+    def train():
+        large = Large()
+        weakref.finalize(large, ended.append, "let go")
+        raise Preempted("a was interrupted")
+
+    ended = []
+    with pytest.raises(Preempted) as raised:
+        train()
+    assert ended == []
+    assert raised.value._render_traceback_() == ["a was interrupted"]
+    assert ended == ["let go"]

@@ -67,7 +67,7 @@ def test_ranks_agree_on_a_name_and_refuse_what_they_cannot_share(found):
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_number_goes_on(cache, tmp_path, found):
     for rank in launch(2, cache, tmp_path, "stop"):
         assert rank["stopped"].startswith("Preempted: stopped was asked to stop by")
-        assert "wrote a checkpoint at step 7; the same command goes on" in rank["stopped"]
+        assert "wrote a checkpoint at step 7; run this cell again to go on, or the same command" in rank["stopped"]
     resumed = launch(1, cache, tmp_path, "go on")[0]
     assert resumed["losses"] == pytest.approx(found[1][0]["images"]["losses"], rel=1e-5)
 

@@ -1,0 +1,123 @@
+"""The notebook's stop button, in a real kernel: a checkpoint and one sentence; run again, the cell ends as if undisturbed."""
+
+import time
+from pathlib import Path
+
+import pytest
+from caches import write_cache
+from jupyter_client.manager import start_new_kernel
+
+HERE = Path(__file__).resolve().parent
+PIECES = """
+import itertools, sys, time
+sys.path.insert(0, {here!r})
+import torch
+from training import Net, frozen_teacher, mse
+from kdnb.data.loader import build_pretraining_dataloader
+from kdnb.data.views import SimpleTransform
+from kdnb.runs import Run, set_seed
+from kdnb.train import train
+
+loader = build_pretraining_dataloader(cache_dir={cache!r}, batch_size=4, shuffle="all", reuse_buffers=True, **{workers!r})
+views = SimpleTransform(size=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+pauses = iter(())
+
+def loss(*arguments):
+    seconds = next(pauses, 0.0)
+    if seconds:
+        print(f"pause of {{seconds}} s", flush=True)
+    time.sleep(seconds)
+    return mse(*arguments)
+
+def pieces(name):
+    teacher = frozen_teacher()
+    set_seed(0)
+    return Net(), teacher, Run(name, {{}}, outputs={outputs!r})
+
+settings = dict(views=views, loss=loss, epochs=3, learning_rate=1e-2, warmup_steps=1, gradient_accumulation_steps=5)
+student, teacher, run = pieces("undisturbed")
+train(student, teacher, loader, run=run, **settings)
+expected = student.state_dict()
+"""
+TRAIN = "history = train(student, teacher, loader, run=run, **settings)"
+
+
+class Notebook:
+    """A kernel, and what its cells print."""
+
+    def __init__(self, kernel, client):
+        self.kernel, self.client = kernel, client
+
+    def start(self, cell: str):
+        self.cell, self.printed = self.client.execute(cell), ""
+
+    def until(self, word: str):
+        """Wait until the cell has printed `word`."""
+        while word not in self.printed:
+            message = self.client.get_iopub_msg(timeout=60)
+            if message["parent_header"].get("msg_id") == self.cell:
+                self.printed += message["content"].get("text", "")
+                assert message["msg_type"] != "error", message["content"]
+
+    def reply(self) -> dict:
+        while True:
+            reply = self.client.get_shell_msg(timeout=120)
+            if reply["parent_header"]["msg_id"] == self.cell:
+                return reply["content"]
+
+    def run(self, cell: str) -> dict:
+        self.start(cell)
+        return self.reply()
+
+    def value(self, expression: str):
+        reply = self.client.execute_interactive("", user_expressions={"v": expression}, timeout=60, output_hook=lambda m: None)
+        return reply["content"]["user_expressions"]["v"]["data"]["text/plain"]
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"num_workers": 1, "persistent_workers": True}], ids=["one thread", "worker processes"]
+)
+def notebook(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupt")
+    write_cache(folder / "cache")
+    kernel, client = start_new_kernel(kernel_name="python3")
+    notebook = Notebook(kernel, client)
+    names = {"here": str(HERE), "cache": str(folder / "cache"), "outputs": str(folder), "workers": request.param}
+    assert notebook.run(PIECES.format(**names))["status"] == "ok"
+    yield notebook
+    client.stop_channels()
+    kernel.shutdown_kernel(now=True)
+
+
+def ends_as_if_undisturbed(notebook) -> bool:
+    """Whether the cell, run again, ends with the weights of a run that nobody disturbed."""
+    assert notebook.run("pauses = iter(())")["status"] == notebook.run(TRAIN)["status"] == "ok"
+    assert notebook.value("[int(record['step']) for record in history['epochs']]") == "[2, 4, 6]"
+    return notebook.value("all(torch.equal(w, expected[name]) for name, w in student.state_dict().items())") == "True"
+
+
+def test_the_cell_ends_in_one_sentence_and_run_again_it_goes_on(notebook):
+    """Interrupted at the first of five batches of a step, whose other batches still have to be read."""
+    assert notebook.run("student, teacher, run = pieces('r1')")["status"] == "ok"
+    assert notebook.run("pauses = itertools.chain([0] * 6, itertools.repeat(0.5))")["status"] == "ok"
+    notebook.start(TRAIN)
+    notebook.until("pause of")
+    notebook.kernel.interrupt_kernel()
+    reply = notebook.reply()
+    assert reply["ename"] == "Preempted" and reply["traceback"] == [reply["evalue"]]
+    assert reply["evalue"].startswith("r1 was interrupted and wrote a checkpoint at step 3; run this cell again to go on")
+    assert ends_as_if_undisturbed(notebook)
+
+
+def test_a_second_interrupt_stops_at_once_and_run_again_the_cell_goes_on_as_well(notebook):
+    """In the middle of a step: the student has gradients of its first batches, which must not count in the step made anew."""
+    assert notebook.run("student, teacher, run = pieces('r2')")["status"] == "ok"
+    assert notebook.run("pauses = itertools.chain([0] * 8, [60])")["status"] == "ok"
+    notebook.start(TRAIN)
+    notebook.until("pause of")
+    notebook.kernel.interrupt_kernel()
+    time.sleep(0.5)
+    notebook.kernel.interrupt_kernel()
+    assert notebook.reply()["ename"] == "KeyboardInterrupt"
+    assert notebook.value("run.checkpoints()[-1].name") == "'step_00000002.pt'"
+    assert ends_as_if_undisturbed(notebook)
