@@ -6,6 +6,7 @@ raw images, where decoding is the work. Both: `batches(epoch, start)` iterates a
 """
 
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -184,6 +185,8 @@ class WorkerLoader(EpochLoader):
             num_workers=num_workers,
             persistent_workers=persistent_workers and num_workers > 0,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else each epoch takes a number from those that training draws from
+            worker_init_fn=_ignore_interrupts,
         )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
@@ -194,6 +197,11 @@ class WorkerLoader(EpochLoader):
         self._plan.batches = [part_of(batch, self.rank, self.world) for batch in whole]
         for batch in self._loader:
             yield _to_device(batch, self.device)
+
+
+def _ignore_interrupts(worker: int):
+    """The stop button reaches every process of a notebook; training, which answers it, still needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _BatchPlan:

@@ -61,6 +61,14 @@ def test_set_epoch_reaches_workers(cache, persistent):
 
 
 @pytest.mark.parametrize("make", [BatchReader, WorkerLoader])
+def test_reading_takes_no_random_numbers_from_training(cache, make):
+    """A run that is resumed begins an epoch once more often than one that was not."""
+    before = torch.get_rng_state()
+    assert len(list(make(CachedTensorDataset(cache[0]), batch_size=4).batches(0, 1))) == 5
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("make", [BatchReader, WorkerLoader])
 def test_an_epoch_can_be_taken_up_midway_and_capped(cache, make):
     data = kinds(cache[0])["full"]
     whole = ids(make(data, batch_size=4).batches(2))
