@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdnb.models.small_text import make_small_classifier
 from kdnb.models.text import load_classifier
+from kdnb.preempt import Preempted
 from kdnb.recipes import text, text_teacher
 from kdnb.runs import Run
 
@@ -155,6 +157,28 @@ def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(p, tmp_pa
     data = text.load_data(p)
     _, history = text.distil(p, data, torch.zeros(len(data.train.texts), 3), run_of(tmp_path))
     assert len(history["epochs"]) == 3
+
+
+def test_interrupted_and_run_again_it_ends_with_the_same_weights(p, tmp_path, monkeypatch):
+    data, real, asked = text.load_data(p), text.CachedLogits, []
+    logits = torch.nn.functional.one_hot(data.train.labels).float() * 5
+    expected, _ = text.distil(p, data, logits, run_of(tmp_path, "undisturbed"))
+
+    class Interrupting(real):
+        def __call__(self, *arguments):
+            asked.append(1)
+            if len(asked) == 8:  # the second batch of the second epoch
+                signal.raise_signal(signal.SIGINT)
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr(text, "CachedLogits", Interrupting)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(Preempted, match="r was interrupted and wrote a checkpoint at step 8; run this cell again to go on"):
+        text.distil(p, data, logits, run_of(tmp_path, "r"))
+    signal.signal(signal.SIGINT, before)
+    student, history = text.distil(p, data, logits, run_of(tmp_path, "r"))
+    assert len(asked) == 18 == len(history["steps"])
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in student.state_dict().items())
 
 
 def test_a_decoder_without_a_head_is_refused_and_has_three_ways_out(p, tmp_path, capsys):
