@@ -1,11 +1,16 @@
 """What several test files need."""
 
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import stand_ins
 import torch
 from caches import write_cache
+from hub import Hub
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,3 +40,36 @@ def make_cache():
 def cache(tmp_path) -> tuple[Path, torch.Tensor]:
     """(folder, images [27, 3, 4, 4]) of a cache with shards of 10, 10 and 7 labelled images."""
     return tmp_path / "cache", write_cache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory):
+    """A Hub on this machine with small stand-ins for the data sets and language models that params/ names."""
+    folder = tmp_path_factory.mktemp("hub")
+    stand_ins.data_sets(folder / "datasets")
+    stand_ins.language_models(folder / "models")
+    hub = Hub(folder)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def hub(hub_server):
+    """That Hub, of which nothing was asked yet, and of which nothing unknown may be asked."""
+    hub_server.requests.clear()
+    yield hub_server
+    assert not hub_server.unknown, f"tests/hub.py does not know {', '.join(hub_server.unknown)}"
+
+
+@pytest.fixture
+def with_hub(hub, tmp_path):
+    """Function that runs code in a process that knows no other Hub, and returns what it prints."""
+
+    def run(code: str, *arguments: str, home: Path = tmp_path / "home", code_of_exit: int = 0, **variables: str) -> str:
+        command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+        environment = os.environ | hub.environment(home) | variables
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code_of_exit, done.stdout + done.stderr
+        return done.stdout
+
+    return run

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: "kdnb.files kdnb.ranks kdnb.preempt kdnb.params kdnb.runs kdnb.losses kdnb.schedules kdnb.progress kdnb.records",
     1: "kdnb.data.shards kdnb.data.shardfile kdnb.data.stored kdnb.data.keyed kdnb.data.order kdnb.data.reader kdnb.data.views "
-    "kdnb.data.answers kdnb.data.filling kdnb.data.parts kdnb.data.augment kdnb.data.images kdnb.data.tables "
+    "kdnb.data.answers kdnb.data.filling kdnb.data.parts kdnb.data.augment kdnb.data.images kdnb.data.tables kdnb.data.splits "
     "kdnb.data.decode kdnb.data.overlap kdnb.data.text kdnb.data.textfiles kdnb.data.stratified kdnb.data.tokens "
     "kdnb.data.docstrings kdnb.data.coverage kdnb.models",
     2: "kdnb.data.datasets kdnb.data.epochs kdnb.data.loader kdnb.data.text_loader kdnb.data.device_loader "

