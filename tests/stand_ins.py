@@ -157,11 +157,14 @@ def timm_model(models_folder: Path, name: str):
 
 
 def _byte_pairs(corpus: list[str], special: list[str], vocab_size: int):
-    """A byte-level BPE as those of GPT-2, Qwen and DeepSeek: what is decoded is what was encoded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE as Qwen's and DeepSeek's: what is decoded is what was encoded."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.NFC()
+    parts = [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
@@ -213,10 +216,14 @@ def qwen(models_folder: Path, corpus: list[str]):
 
 def deepseek(models_folder: Path, corpus: list[str]):
     """deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: a byte-level BPE whose configuration calls it a LlamaTokenizerFast."""
+    from tokenizers import processors
+
     folder = models_folder / "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     folder.mkdir(parents=True)
     begin, end = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
     tokenizer = _byte_pairs(corpus, [end, "<｜User｜>", "<｜Assistant｜>", begin], 700)
+    first = [(begin, tokenizer.token_to_id(begin))]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A", f"{begin} $A {begin} $B", special_tokens=first)
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {name: {"__type": "AddedToken"} | _added(token) for name, token in (("bos", begin), ("eos", end), ("pad", end))}
     facts = {"add_bos_token": True, "add_eos_token": False, "bos_token": added["bos"], "clean_up_tokenization_spaces": False,

@@ -7,6 +7,7 @@ the padding token is, nor whether the text itself ends in it.
 """
 
 import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,10 @@ import torch
 from torch import nn
 
 from kdnb.models.folder import write_folder
+from kdnb.models.tokenizer import load_tokenizer, published_file
+
+# Keys of a configuration of BERT that does not say that it is one, as the oldest do not (prajjwal1/bert-tiny).
+_BERT = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"}
 
 
 class TextClassifier(nn.Module):
@@ -95,16 +100,17 @@ def load_classifier(
 
     Raises:
         FileNotFoundError: a folder without config.json. ConnectionError: a name that cannot be fetched.
-        ValueError: a trained head of another width, an unsupported architecture, no token that can pad.
+        ValueError: a trained head of another width, an unsupported architecture, a tokenizer that does not give back what it
+            encodes, or one without a token that can pad.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     name = str(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{name} is no model folder: it has no config.json; give one that save_pretrained wrote.")
     with fetching(name):
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        config = _load_config(name)
+        tokenizer = load_tokenizer(name, config)
     trained = any("ForSequenceClassification" in kind for kind in config.architectures or ())
     if trained and num_classes is not None and config.num_labels != num_classes:
         raise ValueError(
@@ -173,6 +179,28 @@ def explain_out_of_memory(*, batch_size: int, max_length: int, gradient_accumula
             f"{gradient_accumulation_steps}; halve batch_size and double gradient_accumulation_steps (the same step in less "
             "memory), lower max_length, or set gradient_checkpointing."
         ) from error
+
+
+def _load_config(name: str):
+    """The configuration of a model; one without a model_type is BERT's where it has BERT's keys and a vocabulary of WordPieces.
+
+    Weights that are not BERT's would be missed when they are loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except ValueError:
+        config = None
+    path = published_file(name, "config.json")
+    facts = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    if config is not None and "model_type" in facts:  # without one, transformers 5.0 guesses from the model's path
+        return config
+    if facts.keys() >= _BERT and not facts.keys() & {"model_type", "embedding_size"} and published_file(name, "vocab.txt"):
+        return AutoConfig.for_model("bert", **facts)
+    kind = facts.get("model_type")
+    said = f"model_type is {kind!r}, which this transformers does not know" if kind else "there is no model_type"
+    raise ValueError(f"config.json of {name} cannot be read as a text model's: {said}, and it does not look like BERT's.")
 
 
 def _set_padding(name: str, tokenizer, config):

@@ -21,14 +21,16 @@ def label_logits(
     A text is cut such that it, the question and the longest class name fit into `max_length` tokens.
 
     Raises:
-        ValueError: a `max_length` too small for question and name. ConnectionError: a name that cannot be fetched.
+        ValueError: a `max_length` too small for question and name, a tokenizer that does not give back what it encodes.
+        ConnectionError: a name that cannot be fetched.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from kdnb.models.text import fetching, quiet
+    from kdnb.models.tokenizer import load_tokenizer
 
     with fetching(name), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
         model = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
     names = [tokenizer(" " + label, add_special_tokens=False)["input_ids"] for label in classes]
     question = tokenizer(_QUESTION, add_special_tokens=False)["input_ids"]
