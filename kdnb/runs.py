@@ -26,7 +26,7 @@ from kdnb.ranks import find_device
 # Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
 # comparison grows.
 _FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints", "parallel_runs", "cache_on_device"}
-_FREE |= {"tour_steps", "processes", "seeds", "regimes", "baseline"}
+_FREE |= {"tour_steps", "processes", "seeds", "regimes", "baseline", "streaming"}
 
 
 def project_root() -> Path:

@@ -187,11 +187,16 @@ def _refuse_other(where: Path, old: dict, new: dict, source):
     if old["fingerprint"] == new["fingerprint"]:
         return
     differs = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in _PREPROCESSING if old[key] != new[key]]
-    if _fingerprint(old, source) != old["fingerprint"]:
+    if not made_from(old, source):
         names = f"source was {old['source']!r} and is now {new['source']!r}"
         same_name = f"source {new['source']!r} does not hold the same images as when the cache was made"
         differs.insert(0, names if old["source"] != new["source"] else same_name)
     raise ValueError(f"{where} cannot be gone on with: {'; '.join(differs)}. Use the same settings again, or another cache_dir.")
+
+
+def made_from(index: dict, source) -> bool:
+    """Whether the cache that `index` describes was made from `source`, wherever it lay."""
+    return _fingerprint(index, source) == index["fingerprint"]
 
 
 def _fingerprint(facts: dict, source) -> str:

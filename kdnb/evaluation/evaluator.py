@@ -79,6 +79,8 @@ class Evaluator:
         self.knn = f"k-NN: k = {self.k}, temperature {KNN_TEMPERATURE}"
         self.measured = self.found = 0
         parts = [(loader.dataset.reader.index["fingerprint"], loader.num_samples(0)) for loader in (train, test)]
+        if len(train.dataset.reader) != train.num_samples(0):  # which images are drawn depends on how many there are
+            parts.append(len(train.dataset.reader))
         self._data = repr((parts, repr(view), repr(second_view), num_classes, _VERSION))
 
     def __call__(self, model: nn.Module) -> Scores:

@@ -24,7 +24,7 @@ def _table() -> dict[str, Param]:
         p("probe_samples", int, "training images that the probe is fitted on, at most", PROBES, low=10),
         p("image_column", str, "column of the images; None: the only one", SOURCES, optional=True),
         p("label_column", str, "column of the labels; None: found by its type and name", (*SOURCES, *TEXT), optional=True),
-        p("streaming", bool, "read a Hub data set without storing it", ("precompute",)),
+        p("streaming", bool, "read a Hub data set without storing it", SOURCES),
         p("cache_dir", str, "folder of the shards, from the project's root", IMAGES),
         p("cache_shard_size", int, "images per shard", IMAGES, low=1),
         p("image_size", int, "side of the stored images in pixels", IMAGES, low=1),

@@ -14,7 +14,7 @@ from kdnb.data.images import open_source, source_names
 from kdnb.data.parts import missing
 from kdnb.data.shards import BrokenIndex, read_index
 from kdnb.precompute import precompute
-from kdnb.recipes.images import source_arguments
+from kdnb.recipes.sources import source_arguments
 from kdnb.runs import anchored
 
 # Parameters of precompute that a training notebook has as well, and those of them that have to be the cache's.

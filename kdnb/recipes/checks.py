@@ -16,7 +16,7 @@ from kdnb.data.shards import read_index
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.vision import require_as_many_layers, require_model
 from kdnb.models.weights import require_checkpoint
-from kdnb.recipes import evaluate, images, sweep, teacher, text_teacher
+from kdnb.recipes import evaluate, images, sources, sweep, teacher, text_teacher
 from kdnb.recipes.text import Data
 from kdnb.runs import anchored, find_device, local_or_hub
 from kdnb.schedules import count_steps, count_warmup_steps
@@ -42,9 +42,9 @@ def check_run(p: SimpleNamespace, notebook: str):
     if notebook == "soft_distill_text":
         rules = [_precision, _sweep]
     elif notebook == "precompute":
-        rules = [images.source_arguments, *([teacher.check_modes, _teacher, _checkpoint] if p.cache_teacher_features else [])]
+        rules = [sources.source_arguments, *([teacher.check_modes, _teacher, _checkpoint] if p.cache_teacher_features else [])]
     else:
-        rules = [images.source_arguments, _answers, _teacher, _checkpoint, _student, _layers, images.require_multicrop, _labels]
+        rules = [sources.source_arguments, _answers, _teacher, _checkpoint, _student, _layers, images.require_multicrop, _labels]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in _SUBSETS else []
     _refuse_faults(rules, p)
@@ -172,7 +172,7 @@ def _shards(p: SimpleNamespace) -> tuple[int, ...] | None:
     """Rows of each shard that the run will read: the cache's, or those that the digits are cut into; None: not known yet."""
     cached = _cached_shards(p) if p.use_cached else None
     if cached is None and p.dataset == "digits":
-        return even_shards(open_source(**images.source_arguments(p)).num_images, p.cache_shard_size)
+        return even_shards(open_source(**sources.source_arguments(p)).num_images, p.cache_shard_size)
     return cached
 
 

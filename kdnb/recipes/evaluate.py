@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,23 +9,20 @@ from types import SimpleNamespace
 
 import torch
 
-from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.images import open_source
-from kdnb.data.loader import BatchReader
 from kdnb.data.overlap import image_digests, overlap
+from kdnb.data.reader import ShardReader
 from kdnb.data.shards import read_index
 from kdnb.data.views import CleanTransform, SimpleTransform
 from kdnb.evaluation.compare import Side, compare_models
 from kdnb.evaluation.evaluator import Evaluator, Scores, gap_closed
 from kdnb.evaluation.quality import agreement, expected_calibration_error, linear_cka
 from kdnb.models.vision import FeatureModel, build_model, freeze
-from kdnb.precompute import precompute
-from kdnb.recipes.images import build_teacher, source_arguments
+from kdnb.recipes import sources
+from kdnb.recipes.images import build_teacher
 from kdnb.recipes.sweep import Planned, run_all
 from kdnb.records import epochs_since_best
 from kdnb.runs import Run, anchored, find_device, set_seed
 
-_STORE = "outputs/cache_evaluation"
 _DEMO = Planned("fixed", 0, "train_fixed", {"run_name": "digits_fixed", "eval_split": None, "keep_checkpoints": None})
 
 
@@ -82,6 +78,7 @@ def data_for(p: SimpleNamespace, run: TrainedRun) -> SimpleNamespace:
     chosen = {name: getattr(own, name) for name in ("dataset", "split", "image_column", "label_column")}
     if p.eval_split is None:
         raise ValueError("eval_split is None; evaluation needs a held-out split, such as test.")
+    chosen["streaming"] = getattr(p, "streaming", False) or getattr(own, "streaming", False)
     return SimpleNamespace(**chosen, eval_split=p.eval_split, probe_samples=p.probe_samples)
 
 
@@ -141,38 +138,36 @@ def random_student(run: TrainedRun) -> FeatureModel:
 def build_evaluator(run: TrainedRun, data: SimpleNamespace) -> Evaluator:
     """An evaluator on the labelled images that `data` names, sized as `run` was trained.
 
-    The images are cached once below outputs/cache_evaluation.
+    The training part comes from the run's own cache where that holds it; what does not is cached once (`kdnb.recipes.sources`).
 
     Args:
-        data: dataset, split, eval_split, image_column, label_column, probe_samples.
+        data: dataset, split, eval_split, image_column, label_column, streaming, probe_samples.
     """
-    parts, classes = [], []
-    for split, most in ((data.split, data.probe_samples), (data.eval_split, None)):
-        source = open_source(**source_arguments(data, split))
-        if not source.labelled or source.classes is None:
+    sizes = {"image_size": run.p.image_size, "resize": run.p.resize, "cache_dir": run.p.cache_dir}
+    p = SimpleNamespace(**vars(data), **sizes, num_workers=getattr(run.p, "num_workers", 0))
+    test = sources.held_out_batches(p)
+    names = None if test is None else test.dataset.reader.index["classes"]
+    train = None if test is None else sources.training_batches(p, data.probe_samples, classes=names)
+    for split, batches in ((data.eval_split, test), (data.split, train)):
+        if batches is None:
             raise ValueError(f"dataset {data.dataset}, split {split}, has no labels; evaluation needs a labelled data set.")
-        sizes = {"image_size": run.p.image_size, "resize": run.p.resize}
-        name = re.sub(r"\W+", "_", f"{source.name}_{run.p.image_size}_{run.p.resize}_{most or 'all'}_{source.fingerprint[:8]}")
-        folder = anchored(_STORE) / name
-        precompute(source, folder, max_samples=most, permutation_seed=0, **sizes)  # seeded: a source may be sorted by class
-        parts.append(BatchReader(CachedTensorDataset(folder), batch_size=100, device=find_device(), drop_last=False))
-        classes.append(source.classes)
-    if classes[0] != classes[1]:
+    if train.dataset.reader.index["classes"] != names:
         raise ValueError(f"{data.dataset} has other classes in {data.split} than in {data.eval_split}; choose splits that agree.")
     crop = {"scale": (run.p.crop_scale_min, 1.0), "horizontal_flip": run.p.horizontal_flip}
     return Evaluator(
-        *parts,
+        train,
+        test,
         view=CleanTransform(size=run.p.image_size),
         second_view=SimpleTransform(size=run.p.image_size, **crop),
         device=find_device(),
-        num_classes=len(classes[0]),
-        folder=anchored(_STORE) / "scores",
+        num_classes=len(sources.class_names(test.dataset.reader, train.dataset.reader)),
+        folder=anchored(sources.STORE) / "scores",
     )
 
 
 def class_names(evaluator: Evaluator) -> list[str]:
     """Names of the classes of the data that `evaluator` judges on."""
-    return evaluator.test.dataset.reader.index["classes"]
+    return sources.class_names(evaluator.test.dataset.reader, evaluator.train.dataset.reader)
 
 
 def find_overlap(run: TrainedRun, evaluator: Evaluator) -> dict[str, int]:
@@ -180,16 +175,18 @@ def find_overlap(run: TrainedRun, evaluator: Evaluator) -> dict[str, int]:
 
     A cache that is gone, or holds images of another size or number format, is left out.
     """
-    readers = {"probe's training images": evaluator.train.dataset.reader}
-    held_out, store = evaluator.test.dataset.reader, anchored(_STORE)
+    drawn = evaluator.train.dataset
+    readers = {"probe's training images": (drawn.reader, drawn.order.epoch(0))}
+    held_out, store = evaluator.test.dataset.reader, anchored(sources.STORE)
     try:
         index = read_index(anchored(run.p.cache_dir))
         if all(index[name] == held_out.index[name] for name in ("image_size", "resize", "storage")):
-            readers["images distilled from"] = CachedTensorDataset(anchored(run.p.cache_dir)).reader
+            readers["images distilled from"] = (ShardReader(anchored(run.p.cache_dir)), slice(None))
     except FileNotFoundError:
         print(f"{run.p.cache_dir} is gone: test images are not compared with what {run.name} learnt from")
     digests = image_digests(held_out.cache_dir, store)
-    return {name: overlap(digests, image_digests(reader.cache_dir, store)) for name, reader in readers.items()}
+    there = {name: image_digests(reader.cache_dir, store)[part] for name, (reader, part) in readers.items()}
+    return {name: overlap(digests, training) for name, training in there.items()}
 
 
 def evaluate_references(run: TrainedRun, evaluator: Evaluator) -> dict[str, Scores]:

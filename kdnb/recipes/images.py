@@ -25,6 +25,7 @@ from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze, required_size
+from kdnb.recipes.sources import held_out_batches, source_arguments
 from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.teachers import LiveTeacher
 from kdnb.train import train
@@ -32,12 +33,6 @@ from kdnb.train import train
 _BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "batch_size": 48, "learning_rate": 1e-2, "label_smoothing": 0.1}
 
 
-def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
-    """Arguments of `open_source` for the notebook's data, or for another split of it."""
-    if p.dataset is None:
-        raise ValueError("dataset is None; give digits, cifar10, an image folder, Parquet, or a data set on the Hub.")
-    names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
-    return {"dataset": p.dataset if p.dataset == "digits" else local_or_hub(p.dataset), **names}
 
 
 def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | WorkerLoader:
@@ -225,9 +220,8 @@ def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> Distillat
 
 def check_teacher(p: SimpleNamespace, teacher):
     """Measure the teacher's head on the held-out split before any step, print it, and refuse noise as soft targets."""
-    held_out = None if p.eval_split is None else open_source(**source_arguments(p, p.eval_split))
-    labels = held_out.labels() if held_out is not None and held_out.labelled else None
-    if not labels_fit(labels, teacher.num_classes, alpha=1):
+    held_out = held_out_batches(p)
+    if not labels_fit(None if held_out is None else held_out.dataset.labels, teacher.num_classes, alpha=1):
         why = f"eval_split gives no labels of its {teacher.num_classes} classes"
         if teacher.head_is_random:
             raise ValueError(f"the teacher's head was not in its checkpoint, and {why} to measure it on; set eval_split to a "
@@ -236,11 +230,10 @@ def check_teacher(p: SimpleNamespace, teacher):
         return
 
     def measure() -> dict:
-        batches = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
         view = CleanTransform(size=p.image_size)
-        return teacher_knowledge(LiveTeacher(teacher.load()), batches.batches(0), view)
+        return teacher_knowledge(LiveTeacher(teacher.load()), held_out.batches(0), view)
 
-    knowledge = teacher.remember("knowledge", [held_out.fingerprint, p.image_size, p.resize], measure)
+    knowledge = teacher.remember("knowledge", held_out.dataset.reader.index["fingerprint"], measure)
     print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
     require_knowledge(knowledge, head_is_random=teacher.head_is_random)
 

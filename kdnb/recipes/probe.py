@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 from torch import nn
 
-from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
-from kdnb.data.images import open_source
-from kdnb.data.loader import BatchReader
 from kdnb.data.views import CleanTransform
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
 from kdnb.losses import labels_fit
 from kdnb.models.vision import Student
-from kdnb.recipes.images import num_classes, raw_batches, source_arguments, stored_normalisation
+from kdnb.recipes.images import num_classes, stored_normalisation
+from kdnb.recipes.sources import drawn_batches, held_out_batches
 from kdnb.runs import anchored, find_device
 
 
@@ -29,22 +27,21 @@ class Probe:
         self.available, self.why_not = False, "eval_split is None"
         if p.eval_split is None:
             return
-        cached = CachedTensorDataset(anchored(p.cache_dir))
-        held_out = open_source(**source_arguments(p, p.eval_split))
-        if not (cached.reader.labelled and held_out.labelled):
+        self.train = drawn_batches(anchored(p.cache_dir), p.probe_samples)
+        cached = self.train.dataset.reader
+        self.test = held_out_batches(p) if cached.labelled else None
+        if self.test is None:
             self.why_not = f"{p.dataset} has no labels"
             return
-        self.num_classes = num_classes(np.concatenate([cached.labels, held_out.labels()]), cached.classes)
-        if not all(labels_fit(labels, self.num_classes, alpha=1) for labels in (cached.labels, held_out.labels())):
+        known = cached.labels, self.test.dataset.labels
+        self.num_classes = num_classes(np.concatenate(known), cached.index["classes"])
+        if not all(labels_fit(labels, self.num_classes, alpha=1) for labels in known):
             self.why_not = f"some images of {p.dataset} have no label, or one beyond its {self.num_classes} classes"
             return
-        count = min(p.probe_samples, len(cached))
-        part = RandomSubsetCachedDataset(anchored(p.cache_dir), samples_per_epoch=count)
-        self.train = BatchReader(part, batch_size=100, device=find_device(), drop_last=False)
-        self.test = raw_batches(held_out, image_size=p.image_size, resize=p.resize)
         self.stored = stored_normalisation(p)
         self.view = CleanTransform(size=p.image_size, **self.stored)
-        self.about = [cached.reader.index["fingerprint"], len(cached), count, held_out.fingerprint]
+        held_out = self.test.dataset.reader.index["fingerprint"]
+        self.about = [cached.index["fingerprint"], len(cached), self.train.num_samples(0), held_out]
         self.available, self.why_not = True, ""
 
     def accuracy(self, model: nn.Module) -> float:

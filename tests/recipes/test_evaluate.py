@@ -9,7 +9,7 @@ from kdnb.data.images import open_source
 from kdnb.models.folder import save_model
 from kdnb.models.vision import FeatureModel, Student, build_model
 from kdnb.precompute import precompute
-from kdnb.recipes import evaluate, tables
+from kdnb.recipes import evaluate, sources, tables
 from kdnb.runs import Run
 
 DATA = SimpleNamespace(
@@ -20,7 +20,7 @@ DATA = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
     """Caches and scores go to a folder of the test's own."""
-    monkeypatch.setattr(evaluate, "_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(sources, "STORE", str(tmp_path / "store"))
 
 
 def make_run(tmp_path, *, name="run", steps=(2, 4), student_args=None, classes=10, finished=True, **changes):

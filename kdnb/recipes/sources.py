@@ -1,0 +1,99 @@
+"""The data that a notebook names: opened, and the labelled images of it that models are judged on.
+
+Labelled images are read from caches: the training part from the run's own, where that holds what is asked for, the held-out split
+from one that is made once below outputs/cache_evaluation. So a split is fetched and decoded once for probe, gate and evaluation.
+"""
+
+import contextlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from kdnb import ranks
+from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
+from kdnb.data.images import open_source
+from kdnb.data.loader import BatchReader
+from kdnb.data.reader import ShardReader
+from kdnb.data.shards import read_index
+from kdnb.data.stored import made_from
+from kdnb.data.tables import hub_name
+from kdnb.precompute import precompute
+from kdnb.progress import Display
+from kdnb.runs import anchored, find_device, local_or_hub
+
+STORE = "outputs/cache_evaluation"
+_QUICK = 5000  # images that are decoded without a display
+
+
+def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
+    """Arguments of `open_source` for the notebook's data, or for another split of it."""
+    if p.dataset is None:
+        raise ValueError("dataset is None; give digits, cifar10, an image folder, Parquet, or a data set on the Hub.")
+    names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
+    names |= {"streaming": getattr(p, "streaming", False)}  # which an older run's parameters do not know
+    return {"dataset": p.dataset if p.dataset == "digits" else local_or_hub(p.dataset), **names}
+
+
+def held_out_batches(p: SimpleNamespace) -> BatchReader | None:
+    """All images of `p.eval_split`, labelled, as `p.image_size` and `p.resize` say; None without a split or without labels."""
+    return None if p.eval_split is None else _cached(p, p.eval_split)
+
+
+def training_batches(p: SimpleNamespace, count: int, *, classes: list[str] | None) -> BatchReader | None:
+    """`count` labelled training images at most, with the names `classes`, at random: from the cache in `p.cache_dir` where it
+    holds them, else cached now; None where `p.split` has no labels."""
+    folder = anchored(p.cache_dir)
+    with contextlib.suppress(FileNotFoundError, ValueError):  # none, or broken
+        index = read_index(folder)
+        if index["classes"] == classes and _holds(index, p, count):
+            return drawn_batches(folder, count)
+    return _cached(p, p.split, most=count)
+
+
+def drawn_batches(cache_dir: Path, count: int) -> BatchReader:
+    """`count` images of a cache at most, at random: the same in every call."""
+    count = min(count, len(ShardReader(cache_dir)))
+    return _batches(RandomSubsetCachedDataset(cache_dir, samples_per_epoch=count))
+
+
+def class_names(*readers: ShardReader) -> list[str]:
+    """Names of the classes in labelled caches; numbers where the data has none."""
+    names = readers[0].index["classes"]
+    return names or [str(number) for number in range(1 + max(int(reader.labels.max()) for reader in readers))]
+
+
+def _holds(index: dict, p: SimpleNamespace, count: int) -> bool:
+    """Whether a cache holds `count` labelled images of `p.split` (or all that there are), as `p` wants them."""
+    wanted = {"labelled": True, "storage": "uint8", "image_size": p.image_size, "resize": p.resize}
+    rows = sum(shard["rows"] for shard in index["shards"])
+    enough = rows >= count or index["num_images"] == index.get("source_images")
+    if not enough or any(index[name] != value for name, value in wanted.items()):
+        return False
+    arguments = source_arguments(p)
+    name = hub_name(arguments["dataset"])
+    if name is not None:  # opening it might fetch it all
+        return index["source"] == f"{name}/{p.split}"
+    return made_from(index, open_source(**arguments))
+
+
+def _cached(p: SimpleNamespace, split: str, *, most: int | None = None) -> BatchReader | None:
+    """The labelled images of a split, or `most` of them, from a cache that is made now where there is none."""
+    source = open_source(**source_arguments(p, split))
+    if not source.labelled:
+        return None
+    name = re.sub(r"\W+", "_", f"{source.name}_{p.image_size}_{p.resize}_{most or 'all'}_{source.fingerprint[:8]}")
+    folder, streamed = anchored(STORE) / name, source.num_images is None
+    settings = {"image_size": p.image_size, "resize": p.resize, "max_samples": most, "num_workers": getattr(p, "num_workers", 0)}
+    settings["permutation_seed"] = None if streamed else 0  # a source may be sorted by class
+    if streamed and most:
+        print(f"{source.name} is streamed: its first {most:,} images are taken, not any {most:,}", flush=True)
+    with ranks.rank_0_first(), contextlib.ExitStack() as watched:
+        lines = None
+        if streamed or min(most or source.num_images, source.num_images) > _QUICK:
+            lines = watched.enter_context(Display(most or source.num_images, title=f"cache {source.name}", unit="image"))
+        precompute(source, folder, progress=lines, **settings)
+    return _batches(CachedTensorDataset(folder))
+
+
+def _batches(data: CachedTensorDataset) -> BatchReader:
+    return BatchReader(data, batch_size=100, device=find_device(), drop_last=False)
