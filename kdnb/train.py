@@ -64,6 +64,7 @@ def train(
         run: where checkpoints and history go; a run that has a checkpoint is resumed.
         weight_decay: of AdamW, for matrices and kernels that the student's model does not spare (timm's `no_weight_decay`).
         warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps; between 0 and 1 a share of them.
+        clip_grad_norm: largest norm of the gradient of all weights that are trained, the projections' included; None: no limit.
         gradient_accumulation_steps: batches per step; the last group of an epoch may be smaller and counts as it is.
         mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
         save_every_steps: checkpoint every so many steps, beside one at each epoch's end.
