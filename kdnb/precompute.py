@@ -75,7 +75,10 @@ def precompute(
     if source.num_images is None and permutation_seed:
         raise ValueError(f"permutation_seed is {permutation_seed}, but {source.name} is streamed in its own order; leave it out.")
     if source.num_images is None and parts > 1:
-        raise ValueError(f"parts is {parts}, but {source.name} is streamed, and its shards are made in turn; leave it out.")
+        raise ValueError(
+            f"parts is {parts}, but {source.name} is streamed, and its shards are made in turn, by one job; leave parts out (no "
+            "array of jobs, no several ranks), or set streaming to false."
+        )
     settings = {"image_size": image_size, "resize": resize, "storage": storage, "shard_size": shard_size}
     folder = Path(cache_dir)
     with only_writer(folder, part if parts > 1 else None):

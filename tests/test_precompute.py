@@ -444,6 +444,8 @@ def test_a_stream_is_stored_as_it_comes_and_says_so(tmp_path, capsys):
 def test_a_stream_has_no_order_to_permute_and_may_be_empty(tmp_path):
     with pytest.raises(ValueError, match="permutation_seed is 1, but pictures is streamed"):
         fill(pictures(3, streaming=True), tmp_path, permutation_seed=1)
+    with pytest.raises(ValueError, match="parts is 2, but pictures is streamed, .* by one job; .*streaming to false"):
+        fill(pictures(3, streaming=True), tmp_path, parts=2)
     with pytest.raises(ValueError, match="pictures holds 0 images, so there is nothing to store"):
         fill(pictures(0, streaming=True), tmp_path)
 

@@ -1,6 +1,7 @@
 """The batch scripts, run with stand-ins for Slurm's commands that start the processes here with Slurm's variables."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
+from PIL import Image
 from test_rank_papermill import SUMS, begun, notebook, outputs, wait_for
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "params" / "slurm"
+from kdnb.data.keyed import permutation
+from kdnb.data.shards import open_shard, read_index
+from kdnb.params import names_for
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCRIPTS = PROJECT / "params" / "slurm"
 STAND_INS = {
     # Starts the task here, and hands signals on to it, as srun does.
     "srun": "\"$@\" & task=$!\ntrap 'kill -USR1 $task' USR1\nwait $task; code=$?\n"
@@ -40,6 +48,15 @@ def start(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sbatch")), ids=lambda path: path.stem)
+def test_a_script_names_a_notebook_a_params_file_and_parameters_that_fit(script):
+    text = script.read_text()
+    notebook = re.search(r"NOTEBOOK:-notebooks/(\w+)\.ipynb", text)[1]
+    params = yaml.safe_load((PROJECT / re.search(r"PARAMS:-(params/\w+\.yaml)", text)[1]).read_text())
+    names = set(re.findall(r" -p (\w+)", text))
+    assert names and names | params.keys() <= set(names_for(notebook))
+
+
 def test_each_task_of_the_array_makes_its_part(start, tmp_path):
     given = {"part": 0, "parts": 1, "num_workers": 0, "cache_dir": ""}
     book = notebook(tmp_path / "toy.ipynb", "print(part, parts, num_workers, cache_dir)", **given)
@@ -52,19 +69,50 @@ def test_each_task_of_the_array_makes_its_part(start, tmp_path):
         assert outputs(tmp_path / f"outputs/precompute_{task}.ipynb") == f"{task} 2 2 there\n"
 
 
-def test_the_array_fills_a_real_cache(start, tmp_path):
-    """The project's notebook: two tasks, the index appears with the second one."""
-    project = SCRIPTS.parent.parent
-    (tmp_path / "p.yaml").write_text(f"cache_dir: {tmp_path / 'cache'}\nimage_size: 8\ncache_shard_size: 400\n")
-    for task in (1, 0):
-        assert not (tmp_path / "cache/index.json").exists()
-        variables = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"}
-        process = start("precompute.sbatch", NOTEBOOK=str(project / "notebooks/precompute.ipynb"), PARAMS="p.yaml", **variables)
+@pytest.fixture
+def shipped(start, tmp_path, monkeypatch):
+    """Function that runs precompute.sbatch with the params file and the notebook that it names itself, on a small data set with
+    the columns of the documented one; the cache is in tmp_path / cache."""
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "arrow"))
+    for name in ("notebooks", "params"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    pictures = [Image.new("RGB", (9, 8 + number), (number, 0, 0)) for number in range(25)]
+    rows = datasets.Dataset.from_dict({"jpg": pictures, "cls": [number // 5 for number in range(25)]})
+    (tmp_path / "images").mkdir()
+    rows.cast_column("jpg", datasets.Image()).to_parquet(tmp_path / "images/train-0.parquet")
+    # Half a million images would have to have room on this disk.
+    changed = {"dataset": tmp_path / "images", "cache_dir": tmp_path / "cache", "max_samples": 30}
+
+    def run(*arguments: str, **variables):
+        given = [str(word) for name, value in changed.items() for word in ("-p", name, value)]
+        process = start("precompute.sbatch", *given, *arguments, SLURM_CPUS_PER_TASK="2", **variables)
         said = process.communicate()[0]
         assert process.returncode == 0, said
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
-        *(f"images_shard_0000{number}.pt" for number in range(4)), "index.json",
-    ]  # fmt: skip
+
+    return run
+
+
+def stored_ids(cache: Path) -> list[int]:
+    return [id for entry in read_index(cache)["shards"] for id in open_shard(cache / entry["file"])["ids"].tolist()]
+
+
+def test_the_shipped_script_and_the_shipped_params_fill_a_cache(shipped, tmp_path):
+    shipped()
+    assert stored_ids(tmp_path / "cache") == list(range(25)) and read_index(tmp_path / "cache")["image_size"] == 224
+    assert "is streamed, so it is stored in the order in which it comes" in outputs(tmp_path / "outputs/precompute.ipynb")
+
+
+def test_an_array_of_the_shipped_script_shares_what_is_not_streamed(shipped, tmp_path):
+    """As its comment says: the index appears with the second task, and the images are permuted."""
+    for task in ("1", "0"):
+        assert not (tmp_path / "cache/index.json").exists()
+        array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2"}
+        shipped("-p", "streaming", "false", "-p", "cache_shard_size", "10", **array)
+    files = [f"images_shard_0000{number}.pt" for number in range(3)]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [*files, "index.json"]
+    assert stored_ids(tmp_path / "cache") == permutation(25, 0).tolist()
 
 
 def test_a_preempted_training_job_checkpoints_and_queues_itself_again(start, tmp_path):
