@@ -4,8 +4,9 @@ Alone it is papermill, with the same options; its kernels talk over Unix sockets
 `python -m torch.distributed.run --nproc-per-node 8 -m kdnb.papermill …` each rank runs the notebook in a kernel of its own, which
 inherits its rank; rank 0 writes `out.ipynb`, the others keep theirs (`out.rank3.ipynb`) only when they fail.
 
-A rank that fails says so and ends with an error, upon which torch.distributed.run ends the others. SIGTERM and SIGUSR1 go on to
-the kernel, where training answers with a checkpoint (`kdnb.preempt`); the exit code is then 75: the same command goes on.
+A rank that fails says so and ends with an error, upon which torch.distributed.run ends the others. Ctrl-C, SIGTERM and SIGUSR1 go
+on to the kernel, where training answers with a checkpoint (`kdnb.preempt`); the exit code is then 75: the same command goes on. A
+second Ctrl-C ends notebook and kernel at once.
 """
 
 import os
@@ -21,6 +22,7 @@ from kdnb.preempt import SIGNALS
 
 TRY_AGAIN = 75  # the exit code of sysexits.h for what may succeed later
 _GRACE_S = 8.0  # between SIGTERM and the kernel's end: a rank whose peer died waits for it in vain
+_STOPPED = "the notebook was stopped by {}; the same command goes on from its last checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,8 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with tempfile.TemporaryDirectory(dir=_short_folder()) as folder:
         _use_sockets(Path(folder))
-        if ranks.world() == 1 and "SLURM_JOB_ID" not in os.environ:  # whose signals have to reach the kernel, too
-            return command.main(arguments, prog_name="python -m kdnb.papermill", standalone_mode=True)
         try:
             context = command.make_context("python -m kdnb.papermill", list(arguments))
         except Exit as done:  # --help
@@ -86,10 +86,16 @@ def _run(command, context) -> int:
     except PapermillExecutionError as error:
         if error.ename == "Preempted":
             return _say(TRY_AGAIN, error.evalue)
+        if error.ename == "KeyboardInterrupt":
+            return _say(TRY_AGAIN, _STOPPED.format(forward.by or "an interrupt"))
+        if ranks.world() == 1:
+            raise  # as papermill does
         return _say(1, f"{error.ename}: {error.evalue}")
     except BaseException as error:
         if forward.by:  # outside training nothing answers a signal: the kernel is gone, and what it wrote is whole
-            return _say(TRY_AGAIN, f"the notebook was stopped by {forward.by}; the same command goes on from its last checkpoint")
+            return _say(TRY_AGAIN, _STOPPED.format(forward.by))
+        if ranks.world() == 1:
+            raise
         return _say(1, f"{type(error).__name__}: {str(error).strip() or 'the kernel died'}")
     finally:
         for number, handler in before.items():
@@ -99,7 +105,10 @@ def _run(command, context) -> int:
 
 
 class _Forward:
-    """Hands signals on to the kernels, and ends them and this process when SIGTERM has not done so after a while."""
+    """Hands signals on to the kernels, and ends them and this process when SIGTERM has not done so after a while.
+
+    A second Ctrl-C, or one that no kernel is there for, ends the notebook.
+    """
 
     def __init__(self):
         self.by = ""
@@ -107,11 +116,13 @@ class _Forward:
         self.timer.daemon = True
 
     def __call__(self, number: int, frame):
-        self.by = signal.Signals(number).name
+        kernels, before, self.by = _kernels(), self.by, signal.Signals(number).name
         if number == signal.SIGTERM and not self.timer.is_alive():
             self.timer.start()
-        for kernel in _kernels():
+        for kernel in kernels:
             kernel.send_signal(number)
+        if number == signal.SIGINT and (before == "SIGINT" or not kernels):
+            raise KeyboardInterrupt
 
     def _end(self):
         for kernel in _kernels():
@@ -128,7 +139,8 @@ def _kernels() -> list:
 
 
 def _say(code: int, sentence: str) -> int:
-    print(f"rank {ranks.rank()} of {ranks.world()}: {sentence}", file=sys.stderr, flush=True)
+    who = f"rank {ranks.rank()} of {ranks.world()}: " if ranks.world() > 1 else ""
+    print(f"{who}{sentence}", file=sys.stderr, flush=True)
     return code
 
 

@@ -95,7 +95,7 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate)
     if compile_student:
         student.compile()
-    model = _Views(_synchronised(student, batch_norm, accelerator))
+    model = AllViews(_synchronised(student, batch_norm, accelerator))
     model, optimizer = accelerator.prepare(model, optimizer)
     optimizer.zero_grad()  # of a step that was broken off, where the student was trained before
     clock = Clock(accelerator.device)
@@ -120,16 +120,9 @@ def train(
                 parts = []
                 for number in range(size):
                     batch = clock.wait(batches) | {"epoch": at.epoch}
-                    inputs = views(batch.get("image", batch.get("text")), batch["id"], at.epoch)
-                    with torch.no_grad(), accelerator.autocast():
-                        answers = teacher(inputs[: views.num_global], batch)
+                    weight = loader.share(at.epoch, at.batch + number) / sum(samples)
                     with accelerator.no_sync(model) if number < size - 1 else nullcontext():
-                        outputs = model(inputs)
-                        losses = loss(outputs, answers, batch.get("label"))
-                        weight = loader.share(at.epoch, at.batch + number) / sum(samples)
-                        # Processes average their gradients, and wait for one to every output, also to those without a loss.
-                        scaled = losses["loss"] * (weight * accelerator.num_processes)
-                        accelerator.backward(scaled + _nothing(outputs, accelerator))
+                        losses = forward_backward(batch, model, teacher, views, loss, accelerator, weight=weight)
                     parts.append((weight, {name: value.detach() for name, value in losses.items()}))
                 if clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm)
@@ -170,7 +163,28 @@ def train(
     return {"steps": at.steps, "epochs": at.epochs}
 
 
-class _Views(nn.Module):
+def forward_backward(batch: dict, model, teacher, views, loss, accelerator, *, weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """Views, teacher, student, loss and backward for one batch, in the accelerator's precision.
+
+    Args:
+        batch: of a loader, with its "epoch". model: an `AllViews` that the accelerator has prepared. The rest as for `train`.
+        weight: share of the batch in its step's gradient.
+
+    Returns:
+        The named parts of the loss.
+    """
+    inputs = views(batch.get("image", batch.get("text")), batch["id"], batch["epoch"])
+    with torch.no_grad(), accelerator.autocast():
+        answers = teacher(inputs[: views.num_global], batch)
+    outputs = model(inputs)
+    losses = loss(outputs, answers, batch.get("label"))
+    # Processes average their gradients, and wait for one to every output, also to those without a loss.
+    scaled = losses["loss"] * (weight * accelerator.num_processes)
+    accelerator.backward(scaled + _nothing(outputs, accelerator))
+    return losses
+
+
+class AllViews(nn.Module):
     """All views of a batch in one call, which is what processes synchronise."""
 
     def __init__(self, student: nn.Module):

@@ -48,7 +48,8 @@ def start(book: Path, *options: str, ranks: int = 1, **environment) -> subproces
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "kdnb.papermill", book, book.with_name("out.ipynb")]
     environment = {"KDNB_PROGRESS": "none", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *options], env=os.environ | environment, **pipes)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 - which tests in the background do not
+    return subprocess.Popen([*command, *options], env=os.environ | environment, preexec_fn=heed, **pipes)
 
 
 def wait_for(condition, seconds: float = 60, *, process: subprocess.Popen | None = None):
@@ -89,16 +90,29 @@ def test_a_rank_writes_its_own_output_only_where_that_is_asked_for(tmp_path, ran
     assert (tmp_path / "out.rank1.ipynb").exists() == (rank == 1)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 75), (signal.SIGTERM, 75)])
-def test_a_signal_reaches_the_kernel_and_the_code_says_try_again(tmp_path, number, code):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_kernel_and_the_code_says_try_again(tmp_path, number):
     wait = "from kdnb.preempt import Preempted, watching\nimport pathlib, time\nwith watching() as asked:\n"
     wait += "    pathlib.Path(out, 'pid').write_text('')\n    while not asked.by:\n        time.sleep(0.01)\n"
     wait += "raise Preempted(f'wrote a checkpoint after {asked.by}')"
-    process = start(notebook(tmp_path / "in.ipynb", wait, out=str(tmp_path)), RANK="0", WORLD_SIZE="2")
+    process = start(notebook(tmp_path / "in.ipynb", wait, out=str(tmp_path)))
     wait_for((tmp_path / "pid").exists, process=process)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == code and f"wrote a checkpoint after {signal.Signals(number).name}" in error
+    assert process.returncode == 75 and f"wrote a checkpoint after {signal.Signals(number).name}" in error
+
+
+def test_a_second_interrupt_ends_notebook_and_kernel(tmp_path):
+    wait = "import os, pathlib, signal, time\nsignal.signal(signal.SIGINT, lambda *of: None)\n"
+    wait += "pathlib.Path(out, 'pid').write_text(str(os.getpid()))\ntime.sleep(600)"
+    process = start(notebook(tmp_path / "in.ipynb", wait, out=str(tmp_path)))
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), process=process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and "the notebook was stopped by SIGINT; the same command goes on" in error
+    wait_for(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())))
 
 
 def test_a_kernel_that_does_not_answer_is_ended(tmp_path):

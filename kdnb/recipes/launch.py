@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import yaml
 
 from kdnb import ranks
+from kdnb.preempt import Preempted
 from kdnb.runs import Run, project_root
 
 
@@ -17,7 +18,8 @@ def train_on_processes(p: SimpleNamespace, notebook: str, run: Run):
     """Train `run` with `p.processes` processes and print what rank 0 says; does nothing for one, or where this is one of them.
 
     Raises:
-        RuntimeError: a process failed, with its last lines. Interrupting the cell ends all of them; the run can go on.
+        RuntimeError: a process failed, with its last lines.
+        Preempted: the cell was interrupted; all processes have ended, after a checkpoint from which the run can go on.
     """
     if p.processes == 1 or ranks.world() > 1 or run.finished:
         return
@@ -36,6 +38,14 @@ def train_on_processes(p: SimpleNamespace, notebook: str, run: Run):
                 print(line.rstrip(), flush=True)
         if process.wait():
             raise RuntimeError(f"{p.processes} processes failed on {run.name}; the end of what they said: {''.join(last)}")
+    except KeyboardInterrupt:
+        process.terminate()
+        process.communicate()
+        if not run.checkpoints():
+            raise
+        step = int(run.checkpoints()[-1].stem.removeprefix("step_"))
+        said = f"{run.name} was interrupted and has a checkpoint of step {step}; run this cell again to go on."
+        raise Preempted(said) from None
     finally:
         if process.poll() is None:
             process.terminate()

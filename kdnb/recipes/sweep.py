@@ -23,6 +23,7 @@ from kdnb.data.order import count_visits
 from kdnb.data.shards import read_index
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
 from kdnb.params import names_for
+from kdnb.preempt import Preempted
 from kdnb.progress import Display
 from kdnb.recipes.images import build_loader
 from kdnb.runs import anchored, project_root
@@ -109,6 +110,7 @@ def run_all(planned: Sequence[Planned], *, parallel: int) -> float:
 
     Raises:
         RuntimeError: a run failed; with its notebook and the last line of its error.
+        Preempted: the cell was interrupted; all runs have ended, and can go on.
     """
     todo = [run for run in planned if not (run.folder / "summary.json").exists()]
     print(f"{len(planned)} runs, {len(planned) - len(todo)} of them finished before", flush=True)
@@ -125,9 +127,14 @@ def run_all(planned: Sequence[Planned], *, parallel: int) -> float:
                     if process.returncode:
                         failed.append(f"{run.folder.name}: {_last_line(_log(run))} (see {_notebook(run)})")
                     display.update(len(todo) - len(waiting) - len(running))
+    except KeyboardInterrupt:
+        said = "the runs were interrupted; run this cell again: what is finished is kept, the others go on from a checkpoint."
+        raise Preempted(said) from None
     finally:
         for process in running:
-            process.terminate()  # papermill stops its kernel; the run goes on from its last checkpoint next time
+            process.terminate()  # its notebook writes a checkpoint, from which the run goes on next time
+        for process in running:
+            process.wait()
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed; what is finished is kept. " + "; ".join(failed))
     return (time.monotonic() - began) / 60

@@ -1,12 +1,16 @@
 """The comparison of regimes: what is planned is matched, what the pairs tell is worked out, a failure is told."""
 
 import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kdnb.params import names_for
+from kdnb.preempt import Preempted
 from kdnb.recipes import sweep, tables
 
 
@@ -155,3 +159,22 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch
         sweep.run_all(planned, parallel=1)
     assert "2 runs, 1 of them finished before" in capsys.readouterr().out
     assert (tmp_path / "cmp" / "bad.ipynb").exists()
+
+
+_SLOW_TO_END = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: (time.sleep(0.5), pathlib.Path(sys.argv[1]).touch(), sys.exit(75)))
+os.kill(os.getppid(), signal.SIGINT)  # the notebook's stop button
+time.sleep(60)
+"""
+
+
+def test_interrupted_it_waits_until_its_runs_have_written_what_they_go_on_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "anchored", lambda path: tmp_path)
+    command = [sys.executable, "-c", _SLOW_TO_END, tmp_path / "ended"]
+    monkeypatch.setattr(sweep, "_start", lambda run, parallel: subprocess.Popen(command))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(Preempted, match="run this cell again: what is finished is kept"):
+        sweep.run_all([sweep.Planned("fixed", 0, "train_fixed", {"run_name": "a"})], parallel=1)
+    signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "ended").exists()
