@@ -17,7 +17,7 @@ LAYERS = {
     "kdnb.data.decode kdnb.data.overlap kdnb.data.text kdnb.data.textfiles kdnb.data.stratified kdnb.data.tokens "
     "kdnb.data.docstrings kdnb.data.coverage kdnb.models",
     2: "kdnb.data.datasets kdnb.data.epochs kdnb.data.loader kdnb.data.text_loader kdnb.data.device_loader "
-    "kdnb.teachers kdnb.knowledge kdnb.precompute kdnb.evaluation kdnb.plots kdnb.checkpoint",
+    "kdnb.teachers kdnb.knowledge kdnb.data.precompute kdnb.evaluation kdnb.plots kdnb.checkpoint",
     3: "kdnb.train",
     4: "kdnb.recipes kdnb.papermill",
 }

@@ -23,7 +23,7 @@ class CachedTensorDataset(Dataset):
     """Every sample of a cache, each epoch.
 
     Args:
-        cache_dir: folder that `kdnb.precompute.precompute` filled. A partial cache is usable: the complete shards count.
+        cache_dir: folder that `kdnb.data.precompute.precompute` filled. A partial cache is usable: the complete shards count.
         shuffle: `none`, `within_shards` or `all` (see `Order`); a DataLoader's own `shuffle=True` works, too.
         seed: seed of the shuffling.
         normalise: return float32 normalised with the cache's mean and std; a uint8 cache then gives bitwise what a

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from kdnb import ranks
 from kdnb.data.images import open_source, source_names
 from kdnb.data.parts import missing
+from kdnb.data.precompute import precompute
 from kdnb.data.shards import BrokenIndex, read_index
-from kdnb.precompute import precompute
 from kdnb.recipes.sources import source_arguments
 from kdnb.runs import anchored
 

@@ -23,7 +23,7 @@ from kdnb.schedules import count_steps, count_warmup_steps
 from kdnb.train import precision_for, require_batch_norm
 
 # The sampling regime of each training notebook, and the parameters that belong to it.
-_SUBSETS = {
+SUBSETS = {
     "train_optimized": ("full", ()),
     "train_random": ("random", ("samples_per_epoch", "shards_per_epoch", "draw", "random_subset_seed")),
     "train_fixed": ("fixed", ("fixed_shards", "fixed_choice", "random_subset_seed")),
@@ -46,7 +46,7 @@ def check_run(p: SimpleNamespace, notebook: str):
     else:
         rules = [sources.source_arguments, _answers, _teacher, _checkpoint, _student, _layers, images.require_multicrop, _labels]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
-        rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in _SUBSETS else []
+        rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
     _refuse_faults(rules, p)
 
 
@@ -122,7 +122,7 @@ def _shares(p: SimpleNamespace):
 
 def _regime(p: SimpleNamespace, notebook: str):
     """The subset against the images, the batch against the subset, warm-up against all steps."""
-    regime, names = _SUBSETS[notebook]
+    regime, names = SUBSETS[notebook]
     subset = {name.removeprefix("random_"): getattr(p, name) for name in names}
     if (sizes := _shards(p)) is not None:
         plan = EpochPlan(Order(shard_sizes=sizes, regime=regime, **subset), batch_size=p.batch_size, max_batches=_cap(p))

@@ -4,6 +4,7 @@ Each function takes the notebook's parameters `p` (from `check_params`) and retu
 pieces from the modules that they come from.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +32,6 @@ from kdnb.teachers import LiveTeacher
 from kdnb.train import train
 
 _BUILTIN_TEACHER = {"model": "cifar_resnet8", "epochs": 10, "batch_size": 48, "learning_rate": 1e-2, "label_smoothing": 0.1}
-
-
 
 
 def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | WorkerLoader:
@@ -97,18 +96,45 @@ def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **stored) -> 
 
 
 def build_teacher(p: SimpleNamespace) -> FeatureModel:
-    """The frozen teacher on the training device: from a checkpoint, the Hub, or trained here on the digits.
+    """The frozen teacher of `p`."""
+    # An older run's parameters do not know of tokens; nothing but its features and logits is asked for then.
+    asked = {"layers": p.feature_layers, "tokens": getattr(p, "teacher_tokens", False)}
+    return load_teacher(p.teacher, checkpoint=p.teacher_checkpoint, **asked, **p.teacher_args)
 
-    One that takes images of a single size, such as a ViT, resizes what it is given to that.
+
+def load_teacher(
+    name: str, *, checkpoint: str | Path | None = None, layers: Sequence[int] = (), tokens: bool = False, **arguments
+) -> FeatureModel:
+    """A frozen teacher on the training device: any timm model, from the Hub, a folder or a checkpoint file.
+
+    Called with float images [B, 3, H, W] in [0, 1], it normalises them as its own configuration says and returns a dict with
+    "features" [B, D] and, where it has a head, "logits" [B, C]. One that takes images of a single size, such as a ViT, resizes
+    what it is given to that.
+
+    Args:
+        name: a name that timm knows, a model folder, `hf-hub:owner/name`, or `builtin`: a ResNet-8 for the built-in digits,
+            trained here the first time.
+        checkpoint: a file with its weights; None: those of the Hub.
+        layers, tokens: also return intermediate "layers" and patch "tokens" (see `kdnb.models.vision.FeatureModel`).
+        arguments: of the architecture, such as img_size=224; `mean` and `std` where a checkpoint's normalisation is not timm's.
+
+    Raises:
+        ValueError: an unknown name (with near ones), or weights of another architecture. FileNotFoundError: no such checkpoint.
+        ConnectionError: weights that cannot be fetched.
+
+    Example:
+        >>> teacher = load_teacher("resnet10t", checkpoint=None, num_classes=0)  # doctest: +SKIP
     """
-    if p.teacher == "builtin":
+    if name == "builtin":
         model = load_model(builtin_teacher())
     else:
-        checkpoint = None if p.teacher_checkpoint is None else anchored(p.teacher_checkpoint)
-        model = build_model(local_or_hub(p.teacher), pretrained=checkpoint is None, checkpoint=checkpoint, **p.teacher_args)
-    # An older run's parameters do not know of tokens; nothing but its features and logits is asked for then.
-    asked = {"layers": tuple(p.feature_layers), "tokens": getattr(p, "teacher_tokens", False)}
-    teacher = FeatureModel(model, input_size=required_size(model), **asked)
+        path = None if checkpoint is None else anchored(checkpoint)
+        model = build_model(local_or_hub(name), pretrained=path is None, checkpoint=path, **arguments)
+    teacher = FeatureModel(model, input_size=required_size(model), layers=tuple(layers), tokens=tokens)
+    teacher.made_with = {
+        "teacher": name, "teacher_checkpoint": None if checkpoint is None else str(checkpoint), "teacher_args": arguments,
+        "feature_layers": list(layers), "teacher_tokens": tokens,
+    }  # fmt: skip
     return freeze(teacher.to(find_device()))
 
 
@@ -150,23 +176,39 @@ def raw_batches(source, *, image_size: int, batch_size: int = 100, resize: str =
 
 
 def build_student(p: SimpleNamespace, teacher) -> Student:
-    """The student with projections to the teacher's widths; the seed alone decides its first weights."""
-    set_seed(p.seed)
-    model = build_model(p.student, num_classes=_head_width(p, teacher), **p.student_args)
-    size = required_size(model)
+    """The student of `p` with projections to the widths of `teacher`, from `kdnb.recipes.teacher.open_teacher`."""
+    dims = {"layer_dims": teacher.layer_dims, "token_dim": teacher.token_shape[1] if p.teacher_tokens else 0}
+    shape = {"num_classes": _head_width(p, teacher), "layers": p.student_layers, "seed": p.seed}
+    student = new_student(p.student, teacher.feature_dim, **dims, **shape, **p.student_args)
+    check_student(p, student, teacher)
+    return student
+
+
+def new_student(
+    name: str, teacher_dim: int, *, layer_dims: Sequence[int] = (), token_dim: int = 0, num_classes: int = 0,
+    layers: Sequence[int] = (), seed: int = 0, **arguments,
+) -> Student:  # fmt: skip
+    """A student on the training device, untrained: the seed alone decides its first weights; see `kdnb.models.vision.Student`."""
+    set_seed(seed)
+    model = build_model(name, num_classes=num_classes, **arguments)
+    dims = {"teacher_dim": teacher_dim, "layer_dims": layer_dims, "token_dim": token_dim}
+    student = Student(model, layers=tuple(layers), **dims)
+    student.made_with = {"student": name, "student_args": arguments, "student_layers": list(layers), "seed": seed}
+    return student.to(find_device())
+
+
+def check_student(p: SimpleNamespace, student: Student, teacher):
+    """Refuse a student that cannot take the views of `p`, or has other tokens than its teacher: ValueError."""
+    size = required_size(student.model)
     if size not in (None, p.image_size) or (size and p.use_local_crops and p.local_crop_size != size):
         other = f"image_size is {p.image_size}" if size != p.image_size else f"local_crop_size is {p.local_crop_size}"
         raise ValueError(f"student {p.student} takes images of {size} pixels a side alone, but {other}; set student_args "
                          f"img_size={p.image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
-    layers = {"layers": tuple(p.student_layers), "layer_dims": teacher.layer_dims}
-    layers |= {"token_dim": teacher.token_shape[1]} if getattr(p, "teacher_tokens", False) else {}
-    student = Student(model, teacher_dim=teacher.feature_dim, **layers)
     if student.token_projection is not None:
         own, asked = token_shape(student.encoder, p.image_size)[0], teacher.token_shape[0]
         if own != asked:
             raise ValueError(f"teacher_tokens is true, but the student has {own} tokens and the teacher {asked}; choose another "
                              "student, or set it to false.")  # fmt: skip
-    return student.to(find_device())
 
 
 @torch.no_grad()

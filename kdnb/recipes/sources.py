@@ -13,11 +13,11 @@ from kdnb import ranks
 from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader
+from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
 from kdnb.data.shards import read_index
 from kdnb.data.stored import made_from
 from kdnb.data.tables import hub_name
-from kdnb.precompute import precompute
 from kdnb.progress import Display
 from kdnb.runs import anchored, find_device, local_or_hub
 

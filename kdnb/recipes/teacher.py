@@ -75,14 +75,19 @@ def open_teacher(p: SimpleNamespace) -> Teacher:
         if path.exists():
             facts = json.loads(path.read_text())
             return _storable(Teacher(p, **facts | {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")}))
-    model = images.build_teacher(p)
+    return known_teacher(p, images.build_teacher(p), remember_in=path)
+
+
+def known_teacher(p: SimpleNamespace, model: FeatureModel, *, remember_in: Path | None = None) -> Teacher:
+    """What is known of a teacher that is loaded; written to the file `remember_in`, for runs that need not load it."""
     names = ("feature_dim", "num_classes", "layer_dims", "head_is_random", "normalisation")
     facts = {name: getattr(model, name) for name in names}
-    facts |= {"num_parameters": count_parameters(model), "fingerprint": weights_fingerprint(model) if path else ""}
+    fingerprint = weights_fingerprint(model) if p.cache_teacher_features else ""  # which costs a third of a second for a ViT-B
+    facts |= {"num_parameters": count_parameters(model), "fingerprint": fingerprint}
     if p.teacher_tokens:
         facts["token_shape"] = images.token_shape(model, p.image_size)
-    if path:
-        _remember(path, {"token_shape": ()} | facts)
+    if remember_in:
+        _remember(remember_in, {"token_shape": ()} | facts)
     return _storable(Teacher(p, **facts, model=model))
 
 

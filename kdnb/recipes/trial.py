@@ -8,10 +8,15 @@ from kdnb.runs import Run
 from kdnb.train import train
 
 
-def build_pieces(p: SimpleNamespace, *, regime: str = "full", **subset) -> tuple:
-    """(student, answers, loader, views, loss) as an image training notebook puts them together from its parameters `p`."""
-    loader, views, frozen = images.build_loader(p, regime=regime, **subset), images.build_views(p), teacher.open_teacher(p)
-    student = images.build_student(p, frozen)
+def build_pieces(p: SimpleNamespace, *, regime: str = "full", student=None, frozen=None, **subset) -> tuple:
+    """(student, answers, loader, views, loss) as an image training notebook puts them together from its parameters `p`.
+
+    Args:
+        student: made here where it is None. frozen: the teacher, from `open_teacher` or `known_teacher`; opened here where it is None.
+    """
+    loader, views = images.build_loader(p, regime=regime, **subset), images.build_views(p)
+    frozen = teacher.open_teacher(p) if frozen is None else frozen
+    student = images.build_student(p, frozen) if student is None else student
     answers = teacher.build_answers(p, frozen, loader, views)
     loss = images.build_loss(p, frozen, answers, loader, views)
     return student, answers, images.place_data(p, loader, student, answers, views, loss), views, loss

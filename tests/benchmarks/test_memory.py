@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 
 pytestmark = pytest.mark.benchmark
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 from kdnb.runs import anchored
 
 pytestmark = pytest.mark.benchmark
@@ -106,7 +106,7 @@ import time
 from pathlib import Path
 from kdnb import ranks
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 source, begun = open_source(sys.argv[1]), time.monotonic()
 precompute(source, sys.argv[2], image_size=224, shard_size=256, part=ranks.rank(), parts=ranks.world())
 Path(sys.argv[2] + f"_seconds{ranks.rank()}").write_text(str(time.monotonic() - begun))

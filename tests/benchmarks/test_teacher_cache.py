@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 from kdnb.recipes.probe import Probe
 from kdnb.recipes.trial import build_pieces, train_trial
 from kdnb.runs import Run, set_seed

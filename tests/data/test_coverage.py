@@ -7,7 +7,7 @@ from kdnb.data.coverage import class_coverage
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RawImageDataset
 from kdnb.data.images import open_source
 from kdnb.data.order import Order, count_visits
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 
 
 def test_classes_and_shares_worked_out_by_hand():

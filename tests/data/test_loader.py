@@ -147,7 +147,7 @@ def test_the_builder_makes_each_regime(cache):
 
 def test_raw_images_give_the_batches_of_their_cache(tmp_path):
     from kdnb.data.images import open_source
-    from kdnb.precompute import precompute
+    from kdnb.data.precompute import precompute
 
     precompute(open_source("digits", split="test"), tmp_path, image_size=16, shard_size=50)
     settings = {"regime": "random", "shards_per_epoch": 3, "batch_size": 40, "shuffle": "all", "seed": 2}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kdnb.data.images import open_source
+from kdnb.data.precompute import precompute
 from kdnb.data.shards import read_index, verify
-from kdnb.precompute import precompute
 
 SETTINGS = {"image_size": 8, "shard_size": 100}  # 1,500 digits: 15 shards
 
@@ -102,7 +102,7 @@ def test_a_shard_that_was_altered_after_all_was_done_is_made_again(tmp_path, exp
 JOB = """
 import sys
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 precompute(open_source("digits"), sys.argv[1], part=int(sys.argv[2]), parts=2, image_size=8, shard_size=100)
 """
 

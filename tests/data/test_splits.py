@@ -93,7 +93,7 @@ def test_a_name_or_split_that_the_hub_does_not_have_is_a_sentence(with_hub):
 FILL = """
     import os, sys
     from kdnb.data.images import open_source
-    from kdnb.precompute import precompute
+    from kdnb.data.precompute import precompute
 
     class Killer:
         written = {0}

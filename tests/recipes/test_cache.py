@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from kdnb.data.images import open_source, source_names
+from kdnb.data.precompute import precompute
 from kdnb.data.shards import read_index, write_index
 from kdnb.models.folder import save_model
 from kdnb.models.vision import build_model
 from kdnb.params import PARAMS
-from kdnb.precompute import precompute
 from kdnb.recipes.cache import ensure_cache, precompute_command
 from kdnb.recipes.images import source_arguments, write_run_cards
 from kdnb.runs import Run

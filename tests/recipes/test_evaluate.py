@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kdnb.data.images import open_source
+from kdnb.data.precompute import precompute
 from kdnb.models.folder import save_model
 from kdnb.models.vision import FeatureModel, Student, build_model
-from kdnb.precompute import precompute
 from kdnb.recipes import evaluate, sources, tables
 from kdnb.runs import Run
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 from kdnb.recipes import sources
 
 P = {"dataset": "digits", "split": "train", "eval_split": "test", "image_column": None, "label_column": None}
@@ -31,7 +31,7 @@ def test_the_held_out_split_is_decoded_once(tmp_path, monkeypatch):
     p = parameters(tmp_path)
     first = sources.held_out_batches(p)
     assert first.num_samples(0) == 297 and sources.class_names(first.dataset.reader) == [str(digit) for digit in range(10)]
-    monkeypatch.setattr("kdnb.precompute.decode_all", lambda *args, **kwargs: pytest.fail("decoded again"))
+    monkeypatch.setattr("kdnb.data.precompute.decode_all", lambda *args, **kwargs: pytest.fail("decoded again"))
     again = sources.held_out_batches(p)
     assert again.dataset.reader.cache_dir == first.dataset.reader.cache_dir
     assert sources.held_out_batches(parameters(tmp_path, eval_split=None)) is None
@@ -97,7 +97,7 @@ JUDGE = """
     import torch
     from kdnb.data.images import open_source
     from kdnb.models.vision import FeatureModel, build_model
-    from kdnb.precompute import precompute
+    from kdnb.data.precompute import precompute
     from kdnb.recipes import evaluate, images, sources
     from kdnb.recipes.probe import Probe
     from kdnb.recipes.teacher import Teacher

@@ -69,7 +69,7 @@ def sorted_cache(tmp_path):
     from PIL import Image
 
     from kdnb.data.images import open_source
-    from kdnb.precompute import precompute
+    from kdnb.data.precompute import precompute
 
     for number in range(120):
         path = tmp_path / "photos" / "abcd"[number // 30] / f"{number:03d}.png"

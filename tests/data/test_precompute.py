@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from kdnb.data.images import UnreadableImage, decode, open_source, resize
+from kdnb.data.precompute import CacheError, precompute
 from kdnb.data.shards import images_offset, open_shard, read_index, shard_name, verify, write_index
-from kdnb.precompute import CacheError, precompute
 
 
 def png(seed: int, size: tuple[int, int] = (12, 16)) -> bytes:
@@ -543,7 +543,7 @@ READ_ONLY = """
 import os, sys, tempfile
 from pathlib import Path
 from kdnb.data.images import open_source
-from kdnb.precompute import CacheError, precompute
+from kdnb.data.precompute import CacheError, precompute
 folder, source = Path(sys.argv[1]), open_source("digits", split="test")
 with tempfile.TemporaryDirectory() as scratch:  # imports all that is needed while all of it can be read
     precompute(source, scratch, image_size=8)
@@ -583,7 +583,7 @@ def test_a_read_only_folder_is_a_sentence_and_a_complete_cache_in_one_is_fine():
 ORPHANS = """
 import multiprocessing, sys, time
 from kdnb.data.images import open_source
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 class Progress:
     def update(self, done, **info):
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
@@ -626,7 +626,7 @@ import torch
 torch.set_num_threads(1)
 from kdnb.data.images import open_source
 from kdnb.data.shards import read_index, verify
-from kdnb.precompute import precompute
+from kdnb.data.precompute import precompute
 
 root, wanted = Path(sys.argv[1]), int(sys.argv[2])
 source, dice = open_source("digits"), random.Random(0)
