@@ -7,8 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from papermill import execute_notebook, inspect_notebook
 
-from kdnb.params import PARAMS, check_params, names_for
+from kdnb.params import check_params, names_for, params_for
+from kdnb.params.cell import cell_source, literal
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -20,19 +22,28 @@ def cells(path: Path, kind: str = "code") -> list:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
-def defaults(path: Path) -> dict:
-    """The parameters cell, run."""
+@each_notebook
+def test_the_parameters_cell_is_written_from_the_table(path):
+    """If not: python -m kdnb.params --write."""
     (cell,) = [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert cell.source == cell_source(path.stem)
     values = {}
     exec(cell.source, values)
-    return {name: value for name, value in values.items() if not name.startswith("_")}
+    checked = check_params(values, path.stem)  # as a script gives them: nothing but imports stands beside them
+    assert not checked.changed()
 
 
 @each_notebook
-def test_one_parameters_cell_that_holds_the_table_exactly(path):
-    values = defaults(path)
-    assert set(values) == set(names_for(path.stem))
-    check_params(values, path.stem)
+def test_papermill_lists_and_knows_every_parameter(path, tmp_path, caplog):
+    listed = [tuple(entry.values()) for entry in inspect_notebook(path).values()]
+    table = [(name, row.annotation(), literal(row.default), row.help) for name, row in params_for(path.stem).items()]
+    assert listed == table
+    execute_notebook(path, tmp_path / "out.ipynb", parameters=defaults(path.stem), prepare_only=True)
+    assert not [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+def defaults(notebook: str) -> dict:
+    return {name: row.default for name, row in params_for(notebook).items()}
 
 
 @each_notebook
@@ -86,8 +97,8 @@ def notebook_of(path: Path) -> str:
 def test_a_params_file_fits_its_notebook(path):
     name = notebook_of(path)
     given = yaml.safe_load(path.read_text())
-    assert given.keys() <= PARAMS.keys()
-    check_params(defaults(ROOT / "notebooks" / f"{name}.ipynb") | given, name)
+    assert given.keys() <= set(names_for(name))
+    check_params(defaults(name) | given, name)
 
 
 def test_every_documented_run_has_its_params_file():

@@ -1,17 +1,23 @@
-"""Parameters are converted where they are meant clearly, and refused in one error where they are not."""
+"""Parameters are converted where they are meant clearly, and refused in one error where they are not.
+
+What counts as given is what the parameters cell and papermill's injected cell assigned last, whatever else a kernel holds.
+"""
 
 import json
+import pickle
+import subprocess
+import sys
 
 import pytest
 
-from kdnb.params import PARAMS, check_params, names_for
+from kdnb.params import ParameterError, check_params, names_for, params_for
+from kdnb.params.cell import cell_source
+from kdnb.params.table import TABLE
 
 
 def given(**changes):
     """A full, valid set of parameters of train_fixed, with changes."""
-    examples = {int: 10, float: 0.5, bool: True, str: "x", list: [], dict: {}}
-    values = {name: (PARAMS[name].choices or [examples[PARAMS[name].kind]])[0] for name in names_for("train_fixed")}
-    return values | changes
+    return {name: row.default for name, row in params_for("train_fixed").items()} | changes
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,9 @@ def given(**changes):
         ("run_name", 7, "7"),
         ("run_name", "none", None),
         ("max_steps_per_epoch", None, None),
+        ("warmup_steps", "50", 50),
+        ("warmup_steps", 50.0, 50),
+        ("warmup_steps", "0.05", 0.05),
         ("feature_layers", "[1, 2]", [1, 2]),
         ("feature_layers", "0,2", [0, 2]),
         ("feature_layers", 3, [3]),
@@ -46,6 +55,8 @@ def test_what_is_meant_clearly_is_converted(name, value, expected):
         ("batch_size", 0, "a whole number of at least 1"),
         ("batch_size", 1.5, "a whole number of at least 1"),
         ("batch_size", True, "a whole number of at least 1"),
+        ("warmup_steps", 1.5, "a whole number of at least 0 or a share below 1"),
+        ("warmup_steps", -0.5, "a whole number of at least 0 or a share below 1"),
         ("learning_rate", "fast", "a number of at least 0"),
         ("learning_rate", float("nan"), "a number of at least 0"),
         ("alpha", 1.2, "a number from 0 to 1"),
@@ -54,6 +65,7 @@ def test_what_is_meant_clearly_is_converted(name, value, expected):
         ("run_name", True, "text, or None"),
         ("feature_layers", "a", "whole numbers such as 0,2"),
         ("student_args", "depth", "words such as depth=2 num_heads=4"),
+        ("student_args", 8, "words such as depth=2 num_heads=4"),
     ],
 )
 def test_what_is_not_is_refused_with_what_is_allowed(name, value, allowed):
@@ -72,20 +84,138 @@ def test_a_parameter_of_another_notebook_is_named_as_such():
         check_params(given(samples_per_epoch=25), "train_fixed")
 
 
-def test_one_error_lists_every_fault():
+def test_one_error_lists_every_fault_and_a_notebook_shows_nothing_else():
     values = given(fixed_shard=25, batch_size=0, alpha=2)
     del values["seed"]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ParameterError) as error:
         check_params(values, "train_fixed")
     lines = str(error.value).split("\n")
     assert len(lines) == 4 and {line.split()[0] for line in lines} == {"train_fixed", "batch_size", "alpha", "seed"}
+    assert error.value._render_traceback_() == [f"ParameterError: {error.value}"]
 
 
-def test_what_a_notebook_always_holds_is_passed_over():
-    extra = {"In": [], "Out": {}, "_i1": "", "json": json, "check_params": check_params, "Path": type("Path", (), {})}
-    assert check_params(given(**extra), "train_fixed").batch_size == 10
+def test_what_a_script_imports_is_passed_over():
+    extra = {"_i1": "", "json": json, "check_params": check_params, "Path": type("Path", (), {})}
+    assert check_params(given(**extra), "train_fixed").batch_size == 32
 
 
-def test_every_row_says_what_it_is():
-    for name, row in PARAMS.items():
-        assert row.help and row.notebooks and row.allowed(), name
+# What a kernel holds after some cells.
+
+CELL, CHECK = cell_source("train_fixed"), 'p = check_params(globals(), "train_fixed")'
+
+
+def kernel(*sources: str, **later) -> dict:
+    """Variables of a kernel that has run these cells (the check is only noted), and `later` ones that no cell here assigns."""
+    values = {}
+    for source in sources:
+        exec("" if source == CHECK else source, values)
+    return values | later | {"In": ["", *sources], "Out": {}, "get_ipython": object()}
+
+
+def edited(old: str, new: str) -> str:
+    assert old in CELL
+    return CELL.replace(old, new)
+
+
+def checked(*sources: str, **later):
+    return check_params(kernel(*sources, CHECK, **later), "train_fixed")
+
+
+def test_what_other_cells_leave_behind_is_not_looked_at():
+    later = ["few = {}\nfor name in range(3):\n    batch = name", "x = 3"]
+    assert vars(checked(CELL, CHECK, *later, CELL, loader=object(), figure=3)) == vars(checked(CELL))
+    assert vars(checked(CELL, CHECK, *later)) == vars(checked(CELL))
+
+
+def test_a_name_that_was_corrected_is_forgotten():
+    wrong = edited("fixed_shards: int = 25", "fixed_shard: int = 20")
+    with pytest.raises(ValueError, match="has no parameter fixed_shard .given: 20.; did you mean fixed_shards"):
+        checked(wrong)
+    assert checked(wrong, CHECK, edited("fixed_shards: int = 25", "fixed_shards: int = 20")).fixed_shards == 20
+
+
+def test_a_line_that_was_deleted_is_missing_although_the_kernel_still_holds_its_value():
+    with pytest.raises(ValueError, match="^fixed_shards is missing; "):
+        checked(CELL, CHECK, edited("fixed_shards: int = 25", ""))
+
+
+def test_what_papermill_injects_counts_until_it_is_injected_anew():
+    assert checked(CELL, "# Parameters\nfixed_shards = 20\n").fixed_shards == 20
+    wrong = "# Parameters\nfixed_shard = 20\n"
+    with pytest.raises(ValueError, match="has no parameter fixed_shard .given: 20."):
+        checked(CELL, wrong)
+    assert checked(CELL, wrong, CHECK, "# Parameters\nfixed_shards = 20\n").fixed_shards == 20
+    assert checked(CELL, wrong, CHECK, "# Parameters\n").fixed_shards == 25
+    assert checked(CELL, wrong, CHECK, CELL).fixed_shards == 25  # the injected cell was not run since
+
+
+def test_a_params_file_with_most_of_the_names_is_not_taken_for_the_parameters_cell():
+    most = "\n".join(f"{name} = {value!r}" for name, value in list(given(epochs=3).items())[:40])
+    p = checked(CELL, f"# Parameters\n{most}\n")
+    assert p.epochs == 3 and vars(p).keys() == set(names_for("train_fixed"))
+
+
+def test_a_model_under_the_name_of_a_parameter_does_not_hide_it():
+    """`teacher = open_teacher(p)` leaves a model there, and then the check alone is run again."""
+    cells = [edited('teacher: str = "builtin"', 'teacher: str = "a"'), CHECK, "teacher, loss = open, open"]
+    p = checked(*cells, teacher=object())
+    assert (p.teacher, p.loss) == ("a", "mse")
+    assert checked(cells[0], "# Parameters\nteacher = 'b'\n", *cells[1:]).teacher == "b"
+    assert checked(cells[0], "teacher = 'c'", *cells[1:]).teacher == "c"
+
+
+def test_any_python_may_set_a_value():
+    assert checked(edited("num_workers: int = 0", "num_workers: int = max(1, 2)")).num_workers == 2
+    assert checked(CELL, "for epochs in (3, 4):\n    pass").epochs == 4
+    with pytest.raises(ValueError, match="teacher is now an object of type object .run the parameters cell again.; allowed"):
+        checked(edited('teacher: str = "builtin"', 'teacher: str = "a".lower()'), teacher=object())
+
+
+def test_a_console_without_a_parameters_cell_gives_the_names_that_are_known():
+    assert checked("loader = 1", **given(epochs=3)).epochs == 3
+
+
+# How the result is shown.
+
+
+def test_a_line_of_text_says_what_is_not_the_default(monkeypatch):
+    monkeypatch.setenv("KDNB_PROGRESS", "text")
+    p = check_params(given(), "train_fixed")
+    assert repr(p) == "56 parameters checked" and p._repr_html_() is None
+    p = check_params(given(epochs="3", run_name="a"), "train_fixed")
+    assert repr(p) == "56 parameters checked, not the default: epochs 3, run_name 'a'"
+    assert vars(p).keys() == set(names_for("train_fixed")) and vars(pickle.loads(pickle.dumps(p))) == vars(p)
+
+
+def test_where_somebody_looks_a_folded_table_marks_what_is_not_the_default(monkeypatch):
+    monkeypatch.setenv("KDNB_PROGRESS", "widgets")
+    lines = check_params(given(run_name="<b>"), "train_fixed")._repr_html_().split("</tr>")
+    assert lines[0].startswith("<details") and "<details open" not in lines[0]
+    marked = [line for line in lines if "font-weight: bold" in line]
+    assert len(lines) == 56 + 2 and len(marked) == 1 and "&lt;b&gt;" in marked[0]
+
+
+# The table.
+
+
+@pytest.mark.parametrize("notebook", TABLE)
+def test_every_row_says_what_it_is_in_one_line_that_papermill_reads(notebook):
+    for name, row in params_for(notebook).items():
+        assert row.help and "=" not in row.help and row.allowed(), name
+        assert row.convert(row.default) == row.default, name
+    assert max(len(line) for line in cell_source(notebook).splitlines()) <= 130
+
+
+def test_what_decides_a_run_stands_first():
+    first = "dataset cache_dir image_size teacher student loss fixed_shards epochs batch_size run_name"
+    assert " ".join(names_for("train_fixed")[:10]) == first
+    above, below = cell_source("train_fixed").split("# ---", 1)
+    assert "\nrun_name: " in above and "\nsplit: " in below
+
+
+def test_one_command_prints_a_notebooks_parameters():
+    result = subprocess.run([sys.executable, "-m", "kdnb.params", "train_fixed"], capture_output=True, text=True, check=True)
+    assert all(f"\n{name}: " in f"\n{result.stdout}" for name in names_for("train_fixed"))
+    assert "one of none, within_shards, all" in result.stdout
+    wrong = subprocess.run([sys.executable, "-m", "kdnb.params", "train"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "train_fixed" in wrong.stderr

@@ -22,7 +22,7 @@ LAYERS = {
     4: "kdnb.recipes kdnb.papermill",
 }
 # Inside a layer, a module may lean on another of its own folder, and these do so beside.
-SIDEWAYS = {("kdnb.runs", "kdnb.files"), ("kdnb.runs", "kdnb.ranks")}
+SIDEWAYS = {("kdnb.runs", "kdnb.files"), ("kdnb.runs", "kdnb.ranks"), ("kdnb.params.show", "kdnb.progress")}
 
 
 def layer_of(module: str) -> int:

@@ -1,6 +1,5 @@
 """The one table of notebook parameters, and the check of what a notebook was given."""
 
-from kdnb.params.check import check_params, names_for
-from kdnb.params.table import PARAMS
+from kdnb.params.check import ParameterError, check_params, names_for, params_for
 
-__all__ = ["PARAMS", "check_params", "names_for"]
+__all__ = ["ParameterError", "check_params", "names_for", "params_for"]

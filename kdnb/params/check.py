@@ -7,52 +7,68 @@ everything else in one error.
 
 import difflib
 from collections.abc import Mapping
-from types import FunctionType, ModuleType, SimpleNamespace
 
-from kdnb.params.table import PARAMS
+from kdnb.params.given import is_plain, parameters_given
+from kdnb.params.param import Param
+from kdnb.params.show import Parameters
+from kdnb.params.table import TABLE
+
+
+class ParameterError(ValueError):
+    """What was given is refused; a notebook shows the sentences alone, because no traceback would tell more."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+def params_for(notebook: str) -> dict[str, Param]:
+    """The parameters of `notebook` by name, in the order of its parameters cell."""
+    if notebook not in TABLE:
+        raise ParameterError(f"there is no notebook {notebook!r}; known are {', '.join(TABLE)}.")
+    return TABLE[notebook]
 
 
 def names_for(notebook: str) -> list[str]:
-    """Names of the parameters of `notebook`, in the table's order."""
-    return [name for name, row in PARAMS.items() if notebook in row.notebooks]
+    """Names of the parameters of `notebook`, in the order of its parameters cell."""
+    return list(params_for(notebook))
 
 
-def check_params(values: Mapping, notebook: str) -> SimpleNamespace:
+def check_params(values: Mapping, notebook: str) -> Parameters:
     """The notebook's parameters, converted and checked.
 
     Args:
-        values: `globals()` of the notebook, in the first cell after the parameters. Imports and names with an underscore
-            are passed over; every other name is taken for a parameter that somebody meant.
+        values: `globals()` of the notebook, in the first cell after the parameters; only what its parameters cell and
+            papermill assigned is looked at. In a script, a mapping of all parameters.
         notebook: the notebook's name, as in the table.
 
     Returns:
-        A namespace with one attribute a parameter; `vars()` of it goes into the run's config.
+        A namespace with one attribute a parameter; `vars()` of it goes into the run's config. As the last line of a cell
+        it shows all values.
 
     Raises:
-        ValueError: one sentence for every fault: an unknown name (with the nearest known one), a missing parameter, a value
-            that is no such type or outside its range.
+        ParameterError (a ValueError): one sentence for every fault: an unknown name (with the nearest known one), a missing
+            parameter, a value that is no such type or outside its range.
     """
-    known, faults, checked = names_for(notebook), [], {}
-    for name in (name for name, value in values.items() if _is_parameter(name, value)):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            others = PARAMS[name].notebooks if name in PARAMS else ()
-            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}."
-            hint = f"it belongs to {', '.join(others)}." if others else hint
-            faults.append(f"{notebook} has no parameter {name} (given: {values[name]!r}); {hint}")
-    for name in known:
-        if name not in values:
+    known = params_for(notebook)
+    given, faults, checked = parameters_given(values, known), [], {}
+    for name in (name for name in given if name not in known):
+        near = difflib.get_close_matches(name, known, n=1)
+        others = [other for other, rows in TABLE.items() if name in rows]
+        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}."
+        hint = f"it belongs to {', '.join(others)}." if others else hint
+        faults.append(f"{notebook} has no parameter {name} (given: {given[name]!r}); {hint}")
+    for name, row in known.items():
+        if name not in given:
             faults.append(f"{name} is missing; add it to the notebook's parameters cell.")
             continue
         try:
-            checked[name] = PARAMS[name].convert(values[name])
+            checked[name] = row.convert(given[name])
         except (ValueError, TypeError, OverflowError):
-            faults.append(f"{name} is {values[name]!r}; allowed is {PARAMS[name].allowed()} ({PARAMS[name].help}).")
+            faults.append(f"{name} is {_shown(given[name])}; allowed is {row.allowed()} ({row.help}).")
     if faults:
-        raise ValueError("\n".join(faults))
-    return SimpleNamespace(**checked)
+        raise ParameterError("\n".join(faults))
+    return Parameters(known, checked)
 
 
-def _is_parameter(name: str, value) -> bool:
-    interactive = name in ("In", "Out", "exit", "quit", "open", "get_ipython")
-    return not (name.startswith("_") or interactive or isinstance(value, (ModuleType, FunctionType, type)))
+def _shown(value) -> str:
+    return repr(value) if is_plain(value) else f"now an object of type {type(value).__name__} (run the parameters cell again)"

@@ -1,28 +1,45 @@
-"""One parameter: its type, what is allowed, and how a value is converted to it."""
+"""One parameter: its type, default and range, and how a value is converted to it."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+COUNT_OR_SHARE = int | float  # 50: so many; 0.05: that share of all
+_ANNOTATIONS = {list[int]: "list[int]", list[float]: "list[float]", COUNT_OR_SHARE: "float"}
+
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: its type (int, float, bool, str, `list` of ints, `list[float]`, `dict` of key=value words) and range."""
+    """One parameter of one notebook.
+
+    Attributes:
+        kind: int, float, bool, str, list[int], list[float], COUNT_OR_SHARE, or dict (of key=value words).
+        default: what stands in the notebook's parameters cell.
+        help: one line without `=`, which papermill could not read.
+        section: the heading under which it stands in that cell.
+        optional: None is allowed, and means "off" or "find out".
+    """
 
     name: str
     kind: type
+    default: object
     help: str
-    notebooks: tuple[str, ...]
+    section: str = ""
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] | None = None
-    optional: bool = False  # None is allowed, and means "off" or "find out"
+    optional: bool = False
+
+    def annotation(self) -> str:
+        """The type as Python and papermill read it. Papermill knows no `str | None`."""
+        text = _ANNOTATIONS.get(self.kind) or self.kind.__name__
+        return f"Optional[{text}]" if self.optional else text
 
     def allowed(self) -> str:
         """What is allowed, in words."""
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        words |= {list: "whole numbers such as 0,2", list[float]: "numbers such as 1,2.5"}
-        words |= {dict: "words such as depth=2 num_heads=4"}
+        words |= {list[int]: "whole numbers such as 0,2", list[float]: "numbers such as 1,2.5"}
+        words |= {dict: "words such as depth=2 num_heads=4", COUNT_OR_SHARE: "a whole number"}
         text = words[self.kind]
         if self.choices:
             text = "one of " + ", ".join(self.choices)
@@ -30,6 +47,7 @@ class Param:
             text += f" from {self.low:g} to {self.high:g}"
         elif self.low is not None:
             text += f" of at least {self.low:g}"
+        text += " or a share below 1 such as 0.05" if self.kind == COUNT_OR_SHARE else ""
         return text + (", or None" if self.optional else "")
 
     def convert(self, value):
@@ -41,7 +59,7 @@ class Param:
         converted = _CONVERTERS[self.kind](value)
         low = float("-inf") if self.low is None else self.low
         high = float("inf") if self.high is None else self.high
-        if self.kind in (int, float) and not low <= converted <= high:  # NaN is refused here as well
+        if self.kind in (int, float, COUNT_OR_SHARE) and not low <= converted <= high:  # NaN is refused here as well
             raise ValueError
         if self.choices and converted not in self.choices:
             raise ValueError
@@ -72,6 +90,11 @@ def _float(value) -> float:
     return float(value)
 
 
+def _count_or_share(value) -> int | float:
+    number = _float(value)
+    return number if 0 < number < 1 else _int(value)
+
+
 def _str(value) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Path)):
         raise ValueError
@@ -97,6 +120,8 @@ def _floats(value) -> list[float]:
 def _words(value) -> dict:
     if isinstance(value, dict):
         return dict(value)
+    if not isinstance(value, str):
+        raise ValueError
     pairs = [word.split("=", 1) for word in value.split()]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError
@@ -111,4 +136,5 @@ def _literal(text: str):
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-_CONVERTERS = {bool: _bool, int: _int, float: _float, str: _str, list: _ints, list[float]: _floats, dict: _words}
+_CONVERTERS = {bool: _bool, int: _int, float: _float, str: _str, list[int]: _ints, list[float]: _floats, dict: _words}
+_CONVERTERS |= {COUNT_OR_SHARE: _count_or_share}

@@ -1,0 +1,36 @@
+"""The table of parameters on the command line.
+
+    python -m kdnb.params train_fixed    type, range, default and meaning of every parameter of a notebook
+    python -m kdnb.params --write        write the parameters cells of all notebooks from the table
+"""
+
+import sys
+from pathlib import Path
+
+from kdnb.params.cell import literal, write_cell
+from kdnb.params.check import params_for
+from kdnb.params.table import TABLE
+
+_NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the one argument says; returns the exit code."""
+    if arguments == ["--write"]:
+        for path in (_NOTEBOOKS / f"{notebook}.ipynb" for notebook in TABLE):
+            print(f"{path.name}: {'written' if write_cell(path) else 'is as the table says'}")
+    elif len(arguments) == 1 and arguments[0] in TABLE:
+        section = ""
+        for name, row in params_for(arguments[0]).items():
+            if row.section != section:
+                print(f"\n# {row.section}")
+                section = row.section
+            print(f"{name}: {row.annotation()} = {literal(row.default)}\n    {row.help}\n    {row.allowed()}")
+    else:
+        print(f"{__doc__}\nNotebooks: {', '.join(TABLE)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
