@@ -25,7 +25,7 @@ from kdnb.data.precompute import precompute as fill_cache
 from kdnb.data.shards import read_index
 from kdnb.losses import labels_fit
 from kdnb.models.vision import FeatureModel, Student, count_parameters
-from kdnb.params import PARAMS
+from kdnb.params import TABLE
 from kdnb.progress import Display
 from kdnb.recipes import evaluate as evaluation
 from kdnb.recipes import images, teacher
@@ -37,6 +37,8 @@ from kdnb.recipes.trial import build_pieces
 from kdnb.runs import Run, anchored
 from kdnb.train import train
 
+# Every parameter of a training notebook, by name.
+PARAMS = {name: row for notebook in SUBSETS for name, row in TABLE[notebook].items()}
 __all__ = ["build_student", "distill", "evaluate", "load_teacher", "precompute"]
 
 
@@ -183,7 +185,7 @@ def evaluate(
         ValueError: no labels, or no such split. FileNotFoundError: no run there, or no checkpoint yet.
     """
     found = evaluation.open_run(run.folder if isinstance(run, Run) else run)
-    asked = {name: value for name, value in locals().items() if name in PARAMS}
+    asked = {name: value for name, value in locals().items() if name in TABLE["evaluate"]}
     data = evaluation.data_for(SimpleNamespace(**asked), found)
     lines, _ = evaluation.evaluate_run(found, evaluation.build_evaluator(found, data))
     return Evaluation(lines)

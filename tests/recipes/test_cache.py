@@ -11,7 +11,7 @@ from kdnb.data.precompute import precompute
 from kdnb.data.shards import read_index, write_index
 from kdnb.models.folder import save_model
 from kdnb.models.vision import build_model
-from kdnb.params import PARAMS
+from kdnb.params import TABLE
 from kdnb.recipes.cache import ensure_cache, precompute_command
 from kdnb.recipes.images import source_arguments, write_run_cards
 from kdnb.runs import Run
@@ -135,8 +135,8 @@ def test_the_hint_is_the_whole_command(tmp_path):
         ensure_cache(p)
     words = shlex.split(str(error.value).partition("Make the cache with: ")[2])
     assert words[:3] == ["papermill", "notebooks/precompute.ipynb", "out.ipynb"] and set(words[3::3]) == {"-p"}
-    given = {name: PARAMS[name].convert(value) for name, value in zip(words[4::3], words[5::3], strict=True)}
-    assert all("precompute" in PARAMS[name].notebooks for name in given)
+    given = {name: TABLE["precompute"][name].convert(value) for name, value in zip(words[4::3], words[5::3], strict=True)}
+    assert given.keys() <= TABLE["precompute"].keys()
     q = SimpleNamespace(**{"image_column": None, "label_column": None} | given)  # what is left out is None
     sizes = {"image_size": q.image_size, "shard_size": q.cache_shard_size, "resize": q.resize}
     precompute(open_source(**source_arguments(q)), q.cache_dir, **sizes)
