@@ -52,8 +52,8 @@ def precompute(
         dataset: `digits` (built in), a folder of images, Parquet, or a data set on the Hub.
         split, image_column, label_column, streaming: see `kdnb.data.images.open_source`.
         image_size: side of the stored squares in pixels. cache_shard_size: images a shard.
-        settings: `resize`, `storage`, `max_samples`, `permutation_seed`, `num_workers`, `on_unreadable`, `verify`, `part`, `parts`:
-            see `kdnb.data.precompute.precompute`, which also says what is raised.
+        settings: of `kdnb.data.precompute.precompute`, which also says what is raised: `resize`, `storage`, `max_samples`,
+            `permutation_seed`, `num_workers`, `on_unreadable`, `verify`, `part`, `parts`.
 
     Returns:
         The cache's folder, which `distill` and the data sets take.
@@ -192,7 +192,7 @@ def evaluate(
 
 
 def _parameters(student: Student, teacher: FeatureModel, cache: Path, given: dict) -> SimpleNamespace:
-    """All that the notebooks' functions read: what the models were made with, what the cache holds, and what is given, checked."""
+    """What the notebooks' functions read: how the models were made, what the cache holds, and what is given, checked."""
     faults, checked = [], {}
     for name, value in given.items():
         try:

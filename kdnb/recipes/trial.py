@@ -12,7 +12,7 @@ def build_pieces(p: SimpleNamespace, *, regime: str = "full", student=None, froz
     """(student, answers, loader, views, loss) as an image training notebook puts them together from its parameters `p`.
 
     Args:
-        student, frozen: a student, and what is known of its teacher (`kdnb.recipes.teacher.Teacher`); made here where they are None.
+        student, frozen: a student and its `kdnb.recipes.teacher.Teacher`; made here where they are None.
     """
     loader, views = images.build_loader(p, regime=regime, **subset), images.build_views(p)
     frozen = teacher.open_teacher(p) if frozen is None else frozen
