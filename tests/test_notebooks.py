@@ -10,7 +10,7 @@ import yaml
 from papermill import execute_notebook, inspect_notebook
 
 from kdnb.params import check_params, names_for, params_for
-from kdnb.params.cell import cell_source, literal
+from kdnb.params.cell import cell_source, literal, write_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -31,6 +31,15 @@ def test_the_parameters_cell_is_written_from_the_table(path):
     exec(cell.source, values)
     checked = check_params(values, path.stem)  # as a script gives them: nothing but imports stands beside them
     assert not checked.changed()
+
+
+def test_writing_the_cell_changes_nothing_else(tmp_path):
+    path = ROOT / "notebooks" / "evaluate.ipynb"
+    edited = path.read_text().replace('split: str = \\"train\\"', 'split: str = \\"other\\"')
+    assert edited != path.read_text()
+    copy = tmp_path / path.name
+    copy.write_text(edited)
+    assert write_cell(copy) and copy.read_text() == path.read_text() and not write_cell(copy)
 
 
 @each_notebook

@@ -94,9 +94,12 @@ def test_one_error_lists_every_fault_and_a_notebook_shows_nothing_else():
     assert error.value._render_traceback_() == [f"ParameterError: {error.value}"]
 
 
-def test_what_a_script_imports_is_passed_over():
-    extra = {"_i1": "", "json": json, "check_params": check_params, "Path": type("Path", (), {})}
+def test_without_sources_everything_is_given_but_imports_and_what_every_kernel_holds():
+    """As in a script, and under nbval, which keeps no history of the cells."""
+    extra = {"In": [""], "Out": {}, "exit": exit, "_i1": "", "json": json, "check_params": check_params}
     assert check_params(given(**extra), "train_fixed").batch_size == 32
+    with pytest.raises(ValueError, match="has no parameter fixed_shard "):
+        check_params(given(**extra, fixed_shard=3), "train_fixed")
 
 
 # What a kernel holds after some cells.

@@ -8,7 +8,8 @@ cells (they begin with `# Parameters`) since. What was run before, or does anyth
 Values are what those names hold now, so that any Python will do to set one. A later cell of the notebook may have put a model
 under such a name (`teacher = open_teacher(p)`); then the newest constant counts that a cell assigned to it.
 
-Without `In` (a script, a plain dict) every name is given but for imports and those that begin with an underscore.
+Where no sources are kept (a script, a plain dict, nbval, which runs every cell once and without history), every name is given
+but for imports, IPython's own, and those that begin with an underscore.
 """
 
 import ast
@@ -23,7 +24,7 @@ _PLAIN = (type(None), Number, str, PurePath, list, tuple, dict)
 def parameters_given(values: Mapping, known: Collection[str]) -> dict[str, object]:
     """Name and value of what was given, of the variables `values` of a notebook with the parameters `known`."""
     if not any(values.get("In", ())):
-        return {name: value for name, value in values.items() if not _is_import(name, value)}
+        return {name: value for name, value in values.items() if _is_meant(name, value)}
     injected, cells = None, []  # `cells`: what each executed cell assigns, newest first
     for source in reversed(values["In"]):
         cells.append(assigned := _assignments(source))
@@ -42,8 +43,8 @@ def is_plain(value) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _is_import(name: str, value) -> bool:
-    return name.startswith("_") or isinstance(value, ModuleType) or callable(value)
+def _is_meant(name: str, value) -> bool:
+    return not (name.startswith("_") or name in ("In", "Out") or isinstance(value, ModuleType) or callable(value))
 
 
 def _assignments(source: str) -> dict[str, ast.expr]:
