@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_notebooks import ROOT, defaults
+from test_notebooks import defaults
 from torch.nn.functional import cross_entropy
 
 from kdnb.data.stratified import stratified_rows
@@ -84,7 +84,7 @@ def test_soft_labels_against_labels_alone_on_ag_news(real_data, tmp_path):
 
 def test_soft_labels_against_labels_alone_on_the_built_in_texts(tmp_path):
     """The notebook's own parameters, teacher and student."""
-    given, accuracy = defaults(ROOT / "notebooks" / "soft_distill_text.ipynb"), {}
+    given, accuracy = defaults("soft_distill_text"), {}
     for seed in SEEDS:
         p = check_params(given | {"seed": seed}, "soft_distill_text")
         data = text.load_data(p)
