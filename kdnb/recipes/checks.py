@@ -16,6 +16,7 @@ from kdnb.data.shards import read_index
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.vision import require_as_many_layers, require_model
 from kdnb.models.weights import require_checkpoint
+from kdnb.params import ParameterError
 from kdnb.recipes import evaluate, images, sources, sweep, teacher, text_teacher
 from kdnb.recipes.text import Data
 from kdnb.runs import anchored, find_device, local_or_hub
@@ -37,7 +38,7 @@ def check_run(p: SimpleNamespace, notebook: str):
         p: from `check_params`. notebook: a training notebook, `compare_regimes`, `precompute` or `soft_distill_text`.
 
     Raises:
-        ValueError: one sentence a line for every fault.
+        ParameterError: one sentence a line for every fault.
     """
     if notebook == "soft_distill_text":
         rules = [_precision, _sweep]
@@ -54,7 +55,7 @@ def check_texts(p: SimpleNamespace, data: Data):
     """Refuse what does not go with the texts that were loaded: before a teacher is built or trained for them.
 
     Raises:
-        ValueError: one sentence a line for every fault.
+        ParameterError: one sentence a line for every fault.
     """
     order, labels = Order(shard_sizes=(len(data.train),)), data.train.labels
     plan = EpochPlan(order, batch_size=p.batch_size, max_batches=_cap(p), drop_last=False)
@@ -67,7 +68,7 @@ def check_texts(p: SimpleNamespace, data: Data):
 
 
 def _refuse_faults(rules: list[Callable], p: SimpleNamespace):
-    """Ask every rule, and raise one ValueError with what they refuse."""
+    """Ask every rule, and raise one error with what they refuse."""
     faults = []
     for rule in rules:
         try:
@@ -75,7 +76,7 @@ def _refuse_faults(rules: list[Callable], p: SimpleNamespace):
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
     if faults:
-        raise ValueError("\n".join(dict.fromkeys(faults)))
+        raise ParameterError("\n".join(dict.fromkeys(faults)))
 
 
 def _answers(p: SimpleNamespace):

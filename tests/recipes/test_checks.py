@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdnb.data.text import Texts
+from kdnb.params import ParameterError
 from kdnb.recipes import checks, images
 from kdnb.recipes.text import Data
 
@@ -26,7 +27,7 @@ def p(p, tmp_path, monkeypatch):
 def faults(p, notebook: str, **changes) -> list[str]:
     try:
         checks.check_run(SimpleNamespace(**vars(p) | changes), notebook)
-    except ValueError as error:
+    except ParameterError as error:
         return str(error).split("\n")
     return []
 
@@ -74,7 +75,7 @@ def test_a_subset_is_held_against_the_cache_as_the_loader_will(p, notebook, chan
     (found,) = faults(p, notebook, **changes)
     assert sentence in found
     if "warmup_steps" not in changes:
-        regime, names = checks._SUBSETS[notebook]
+        regime, names = checks.SUBSETS[notebook]
         q = SimpleNamespace(**vars(p) | changes)
         with pytest.raises(ValueError) as error:
             images.build_loader(q, regime=regime, **{name: getattr(q, name) for name in names})

@@ -91,4 +91,4 @@ def test_a_teacher_of_other_classes_is_not_measured_on_labels_beyond_them(p, cap
 def test_soft_targets_of_a_teacher_without_a_head_are_refused_with_the_student(p):
     p.loss, p.teacher_args, p.teacher_checkpoint = "soft_targets", {"num_classes": 0, "width": 4}, None
     with pytest.raises(ValueError, match="teacher cifar_resnet8 has no classification head; choose mse or cosine"):
-        images.build_student(p, SimpleNamespace(num_classes=0))
+        images.build_student(p, SimpleNamespace(num_classes=0, layer_dims=(16,), token_shape=()))
