@@ -20,6 +20,7 @@ LAYERS = {
     "kdnb.teachers kdnb.knowledge kdnb.data.precompute kdnb.evaluation kdnb.plots kdnb.checkpoint",
     3: "kdnb.train",
     4: "kdnb.recipes kdnb.papermill",
+    5: "kdnb.api",
 }
 # Inside a layer, a module may lean on another of its own folder, and these do so beside.
 SIDEWAYS = {("kdnb.runs", "kdnb.files"), ("kdnb.runs", "kdnb.ranks"), ("kdnb.params.show", "kdnb.progress")}

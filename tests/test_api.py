@@ -1,0 +1,109 @@
+"""The library in five calls: a script's way from images to a judged student, and its errors in one sentence."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import timm
+import torch
+
+import kdnb
+from kdnb.models.vision import build_model
+
+SMALL = {"epochs": 2, "max_steps_per_epoch": 3, "batch_size": 10, "mixed_precision": "no", "crop_scale_min": 0.5}
+
+
+@pytest.fixture
+def models(make_cache, tmp_path, monkeypatch):
+    """(cache, teacher) in a folder that is no project: 60 images of 8x8 in 3 shards, a small teacher from a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    make_cache(tmp_path / "cache", (20, 20, 20), size=8)
+    torch.manual_seed(3)
+    torch.save(build_model("cifar_resnet8", num_classes=3, width=4).state_dict(), "teacher.pth")
+    return tmp_path / "cache", kdnb.load_teacher("cifar_resnet8", checkpoint="teacher.pth", num_classes=3, width=4)
+
+
+def test_the_script_of_the_readme_runs_where_it_stands(tmp_path):
+    """From nothing, in a folder of its own: the outputs lie beside it."""
+    script = """
+        import kdnb
+
+        cache = kdnb.precompute("digits", "outputs/cache_digits", image_size=32, max_samples=300, cache_shard_size=100)
+        teacher = kdnb.load_teacher("cifar_resnet8", checkpoint="teacher.pth", num_classes=10, width=4)
+        student = kdnb.build_student("cifar_resnet8", teacher, width=2)
+        run = kdnb.distill(student, teacher, cache, regime="fixed", fixed_shards=2, epochs=1, batch_size=50, run_name="r8")
+        print(kdnb.evaluate(run, probe_samples=200))
+    """
+    torch.save(build_model("cifar_resnet8", num_classes=10, width=4).state_dict(), tmp_path / "teacher.pth")
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.strip().splitlines()[-1].split()
+    assert last[:3] == ["r8", "student", "4"] and 0 <= float(last[3]) <= 1
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"cache_digits", "cache_evaluation", "r8"}
+    summary = json.loads((tmp_path / "outputs/r8/summary.json").read_text())
+    assert summary["steps"] == 4 and summary["images_seen"] == summary["unique_seen"] == 200
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"regime": "full"},
+        {"regime": "random", "samples_per_epoch": 30},
+        {"regime": "fixed", "fixed_shards": 2, "augmentation": "clean", "cache_teacher_features": True},
+        {"loss": "soft_targets", "alpha": 0.5},
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_distils_and_is_timms_afterwards(models, changes):
+    cache, teacher = models
+    student = kdnb.build_student("cifar_resnet8", teacher, num_classes=3 if "loss" in changes else 0, width=2)
+    run = kdnb.distill(student, teacher, cache, **SMALL | changes)
+    assert run.finished and len(run.read("history.json")["epochs"]) == 2
+    model = timm.create_model(f"local-dir:{run.folder / 'final_model'}", pretrained=True)
+    weights = student.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    assert "## Scores" in (run.folder / "final_model/README.md").read_text()
+
+
+def test_the_same_name_goes_on_and_the_seed_decides_the_weights(models):
+    cache, teacher = models
+    weights = []
+    for name in ("a", "b", "a"):
+        student = kdnb.build_student("cifar_resnet8", teacher, width=2, seed=4)
+        kdnb.distill(student, teacher, cache, run_name=name, **SMALL)
+        weights.append(torch.cat([value.flatten().float() for value in student.state_dict().values()]))
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"regime": "fixd"}, "did you mean fixed"),
+        ({"regime": "fixed", "fixed_shards": 9}, "fixed_shards is 9, but the cache holds 3 shards"),
+        ({"epochs": 0, "alpha": 2}, "epochs is 0; allowed is a whole number of at least 1"),
+        ({"epochs": 0, "alpha": 2}, "alpha is 2; allowed is a number from 0 to 1"),
+        ({"loss": "soft_targets"}, "the student has no classification head"),
+        ({"cache_teacher_features": True}, "set teacher_views"),
+    ],
+)
+def test_wrong_use_is_a_sentence(models, changes, sentence):
+    cache, teacher = models
+    with pytest.raises(ValueError, match=sentence):
+        kdnb.distill(kdnb.build_student("cifar_resnet8", teacher, width=2), teacher, cache, **SMALL | changes)
+
+
+def test_models_of_other_makes_are_refused(models):
+    cache, teacher = models
+    with pytest.raises(ValueError, match=r"student is a Linear that kdnb\.build_student did not make"):
+        kdnb.distill(torch.nn.Linear(2, 2), teacher, cache, **SMALL)
+
+
+def test_public_names_load_where_they_are_used():
+    code = "import sys, kdnb; print('torch' in sys.modules, kdnb.__all__); [getattr(kdnb, name) for name in dir(kdnb)]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False") and "'distill'" in done.stdout
+    assert all(getattr(kdnb, name).__doc__ for name in kdnb.__all__)
+    with pytest.raises(AttributeError, match="its public names are .*precompute"):
+        kdnb.no_such_name  # noqa: B018
