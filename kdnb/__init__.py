@@ -7,8 +7,8 @@ import os
 from importlib import import_module
 from importlib.metadata import version
 
-# Threads of OpenMP spin at every barrier; where another process has a core, a small step then takes ten times as long. So they
-# soon go to sleep, unless the user says otherwise. GNU's OpenMP reads this when torch is loaded, so kdnb should be imported first.
+# Threads of OpenMP spin at every barrier; where another process has a core, a small step then takes several times as long. So
+# they soon go to sleep, unless the user says otherwise. It is read when torch is loaded, so kdnb should be imported first.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
