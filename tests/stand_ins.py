@@ -82,7 +82,7 @@ def cifar(datasets_folder: Path, *, train: int = 240, test: int = 100):
         _parquet_repo(datasets_folder / "uoft-cs" / name, config, text, splits, name)
 
 
-def imagenet(datasets_folder: Path, *, train: Sequence[int] = (24, 20, 28, 24, 24, 24), validation: Sequence[int] = (20, 20)):
+def imagenet(datasets_folder: Path, *, train: Sequence[int] = (24, 20, 28, 24, 24, 24), validation: Sequence[int] = (12, 8)):
     """timm/imagenet-1k-wds: tar files of so many samples, each of them <key>.cls, .jpg and .json."""
     folder = datasets_folder / "timm/imagenet-1k-wds"
     folder.mkdir(parents=True)
@@ -154,6 +154,16 @@ def timm_model(models_folder: Path, name: str):
     content = {"architecture": cfg["architecture"], "num_classes": model.num_classes, "num_features": model.num_features}
     (folder / "config.json").write_text(json.dumps(content | {"pretrained_cfg": facts}))
     (folder / "README.md").write_text(_CARD.format("library_name: timm\n", name))
+
+
+def cifar_teacher(path: Path):
+    """resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10 in its layout, with random weights."""
+    from kdnb.models.vision import build_model
+
+    torch.manual_seed(0)
+    weights = build_model("cifar_resnet56", num_classes=10).state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": {f"module.{name.replace('fc.', 'linear.')}": value for name, value in weights.items()}}, path)
 
 
 def _byte_pairs(corpus: list[str], special: list[str], vocab_size: int):

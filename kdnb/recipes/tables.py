@@ -61,3 +61,9 @@ def regime_curves(planned: Sequence[Planned], lines: Sequence[list[dict]]) -> di
 def share_of_gap(value: float, references: dict[str, float]) -> float | None:
     """`gap_closed` with the floors and the ceiling by name."""
     return gap_closed(value, floors=[references["raw pixels"], references["random student"]], ceiling=references["teacher"])
+
+
+def describe_gap(value: float, references: dict[str, float]) -> str:
+    """The same in words."""
+    share = share_of_gap(value, references)
+    return "no gap to close, as the teacher is no better" if share is None else f"gap closed {share:.0%}"

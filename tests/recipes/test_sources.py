@@ -141,12 +141,12 @@ def test_probe_gate_and_evaluator_fetch_the_held_out_split_once_and_no_training_
 
 
 def test_so_they_do_where_the_data_set_is_streamed(hub, with_hub, tmp_path):
-    """Tar files, whose labels are numbers without names: 40 held-out images of ten classes, the largest of which is 907."""
+    """Tar files, whose labels are numbers without names: 20 held-out images of ten classes, the largest of which is 907."""
     given = {"dataset": "timm/imagenet-1k-wds", "streaming": True, "eval_split": "validation", "label_column": "cls"}
     judge(with_hub, tmp_path, fill=True, **given)
     hub.requests.clear()
     said = judge(with_hub, tmp_path, fill=False, **given)
-    assert "probe (100, 40)" in said and "evaluator 100 40 908" in said
+    assert "probe (100, 20)" in said and "evaluator 100 20 908" in said
     assert list(hub.fetched(suffix=".tar")) == ["imagenet1k-validation-00.tar", "imagenet1k-validation-01.tar"]
     hub.requests.clear()
     judge(with_hub, tmp_path, fill=False, **given)

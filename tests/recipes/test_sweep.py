@@ -145,6 +145,8 @@ def test_curves_collect_the_seeds_of_a_regime():
     references = {"raw pixels": 0.2, "random student": 0.1, "teacher": 1.0}
     assert tables.share_of_gap(0.6, references) == pytest.approx(0.5)
     assert tables.share_of_gap(0.6, references | {"teacher": 0.2}) is None
+    assert tables.describe_gap(0.6, references) == "gap closed 50%"
+    assert tables.describe_gap(0.6, references | {"teacher": 0.2}).startswith("no gap to close")
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch, capsys):

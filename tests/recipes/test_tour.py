@@ -39,3 +39,18 @@ def test_a_way_that_the_machine_lacks_is_left_out_with_a_line(p, monkeypatch, ca
     monkeypatch.setattr(tour, "train_trial", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}})
+
+
+def test_a_way_that_the_student_cannot_go_does_not_cost_the_run(p, capsys):
+    """A ViT of a fixed image size sees no small crops."""
+    p.student, p.student_args = "vit_tiny_patch16_224", {"img_size": 8, "patch_size": 4, "depth": 1}
+    p.student_layers = p.feature_layers = []
+    names = ["shards", "shards, DINO global + local crops"]
+    found = tour.take_tour(p, steps=2, rounds=1, ways={name: tour.WAYS[name] for name in names})
+    assert list(found) == ["shards"] and "local crops: not here (Input height (4) doesn't match" in capsys.readouterr().out
+
+
+def test_of_a_streamed_data_set_no_raw_images_are_fetched(p, capsys):
+    p.dataset, p.streaming = "owner/pictures", True
+    found = tour.take_tour(p, steps=2, rounds=1, ways={name: tour.WAYS[name] for name in ("raw images", "shards")})
+    assert list(found) == ["shards"] and capsys.readouterr().out == "raw images: not here (owner/pictures is streamed)\n"

@@ -1,0 +1,93 @@
+"""Every file in params/ runs, by the names that are written there, against a Hub on this machine; only sizes are smaller.
+
+The runs take place in a copy of the project, whose outputs/ is its own. What a run needs first, the cache that another file
+makes, is made first.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import stand_ins
+import yaml
+from test_notebooks import PARAMS_FILES, ROOT, defaults, notebook_of
+
+from kdnb.params import names_for
+
+# A name is never replaced, and neither is a None.
+SIZES = {
+    "epochs": 1, "max_steps_per_epoch": 2, "batch_size": 4, "gradient_accumulation_steps": 1, "warmup_steps": 1, "num_workers": 0,
+    "cache_shard_size": 4, "max_samples": 120, "probe_samples": 20, "samples_per_epoch": 12, "save_every_steps": 1,
+    "tour_steps": 0, "seeds": "0", "regimes": "full fixed", "max_train_samples": 112, "max_val_samples": 14, "max_length": 32,
+}  # fmt: skip
+# Small images for a ViT of 14x14 and one of 16x16 patches.
+PATCHES = {"image_size": 112, "teacher_args": "img_size=112", "student_args": "img_size=112"}
+
+
+class Project:
+    """A copy of the project, in which params files are run, each once."""
+
+    def __init__(self, root: Path, hub):
+        self.root, self.hub, self.done, self.fetched = root, hub, {}, {}
+        for name in ("kdnb", "notebooks", "params"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "outputs").mkdir(exist_ok=True)
+
+    def run(self, path: Path) -> nbformat.NotebookNode:
+        """The executed notebook of a params file."""
+        if path not in self.done:
+            given, notebook = yaml.safe_load(path.read_text()), notebook_of(path)
+            for other in PARAMS_FILES:
+                makes = yaml.safe_load(other.read_text()).get("cache_dir", "")
+                if notebook != "precompute" and notebook_of(other) == "precompute" and makes == given.get("cache_dir"):
+                    self.run(other)
+            self.done[path] = self._papermill(path, notebook, given)
+        return self.done[path]
+
+    def _papermill(self, path: Path, notebook: str, given: dict) -> nbformat.NotebookNode:
+        values = defaults(ROOT / "notebooks" / f"{notebook}.ipynb") | given
+        sizes = {name: size for name, size in SIZES.items() if name in names_for(notebook) and values[name] is not None}
+        if given.get("image_size") == 224:
+            sizes |= {name: size for name, size in PATCHES.items() if name in names_for(notebook)}
+        smaller, out = self.root / f"{path.stem}_sizes.yaml", self.root / f"{path.stem}.ipynb"
+        smaller.write_text(yaml.safe_dump(sizes))
+        command = [sys.executable, "-m", "kdnb.papermill", f"notebooks/{notebook}.ipynb", out, "--no-progress-bar"]
+        command += ["-f", self.root / "params" / path.name, "-f", smaller]
+        mine = {"PYTHONPATH": str(self.root), "KDNB_PROGRESS": "text", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | self.hub.environment(self.root / "home") | mine
+        before = len(self.hub.requests)
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        self.fetched[path] = [request.path for request in self.hub.requests[before:] if request.bytes]
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return nbformat.read(out, 4)
+
+
+@pytest.fixture(scope="module")
+def project(hub_server, tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    stand_ins.timm_model(hub_server.folder / "models", "vit_base_patch14_dinov2.lvd142m")
+    stand_ins.cifar_teacher(root / "outputs/weights/resnet56-4bfd9763.th")
+    hub_server.requests.clear()
+    return Project(root, hub_server)
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=lambda path: path.stem)
+def test_a_params_file_runs_by_the_names_that_are_in_it(path, project):
+    notebook = project.run(path)
+    assert not [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert not project.hub.unknown, f"tests/hub.py does not know {', '.join(project.hub.unknown)}"
+
+
+def test_what_they_fetched(project):
+    """Whole files once for all runs, which share what they fetch as one user's do; training images only for a cache."""
+    fetched = [file for files in project.fetched.values() for file in files]
+    whole = [file for file in fetched if not file.endswith(".tar")]
+    assert sorted(whole) == sorted(set(whole))
+    for path, files in project.fetched.items():
+        training = [file for file in files if re.search("train-", file) and "dbpedia" not in file]
+        assert bool(training) == (notebook_of(path) == "precompute"), f"{path.name} fetched {training}"
