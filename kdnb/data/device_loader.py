@@ -4,18 +4,13 @@ The shards that a run visits are copied once, as they are stored (500,000 uint8 
 and batches are bitwise those of `kdnb.data.loader.BatchReader`.
 """
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 
 from kdnb.data.epochs import EpochLoader
 from kdnb.data.loader import BatchReader
-from kdnb.progress import format_bytes
-
-_MARGIN = 1 << 30  # bytes of the device that stay free, for fragmentation and for others
 
 
 class DeviceLoader(EpochLoader):
@@ -80,29 +75,3 @@ def bytes_on_device(loader: BatchReader, epochs: int) -> int:
     reader = loader.dataset.reader
     rows = sum(reader.shard_sizes[shard] for shard in visited_shards(loader, epochs))
     return rows * (int(np.prod(reader.row_shape)) * reader.dtype.itemsize + 8 * reader.labelled)
-
-
-def step_bytes(student: nn.Module, loader: BatchReader, answers, views, loss) -> int:
-    """Bytes that a training step takes on the GPU beyond what is allocated now, AdamW's two moments included.
-
-    The step is taken on a copy of `student`, with the `answers`, `views` and `loss` of `kdnb.train.train`.
-    """
-    trial, weights = copy.deepcopy(student), sum(weight.nbytes for weight in student.parameters())
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(loader.device)
-    before = torch.cuda.memory_allocated(loader.device)
-    batch = next(loader.batches(0)) | {"epoch": 0}
-    inputs = views(batch["image"], batch["id"], 0)
-    given = answers(inputs[: views.num_global], batch)
-    loss([trial(view) for view in inputs], given, batch.get("label"))["loss"].backward()
-    peak = torch.cuda.max_memory_allocated(loader.device) - before
-    del trial, batch, inputs, given
-    torch.cuda.empty_cache()
-    return peak + 2 * weights
-
-
-def fits(needed: int, *, free: int, peak: int) -> tuple[bool, str]:
-    """Whether `needed` bytes fit beside a model whose step takes up to `peak` more than now, and a sentence that says why."""
-    room = free - peak - _MARGIN
-    said = f"{format_bytes(needed)} of images, {format_bytes(free)} free, of which a step may take {format_bytes(peak)}"
-    return needed <= room, f"{said}: {'kept on the device' if needed <= room else 'read from the shards'}"

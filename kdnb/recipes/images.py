@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kdnb import ranks
 from kdnb.data.datasets import CachedTensorDataset, RawImageDataset
-from kdnb.data.device_loader import DeviceLoader, bytes_on_device, fits, step_bytes
+from kdnb.data.device_loader import DeviceLoader, bytes_on_device
 from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
 from kdnb.data.order import Order
@@ -26,6 +26,7 @@ from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.card import write_cards
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze, required_size
+from kdnb.recipes.memory import fits, step_bytes
 from kdnb.recipes.sources import held_out_batches, source_arguments
 from kdnb.runs import Run, anchored, find_device, local_or_hub, set_seed
 from kdnb.teachers import LiveTeacher
@@ -284,18 +285,29 @@ def place_data(p: SimpleNamespace, loader, student: Student, answers, views, los
     """`loader`, or the same batches from the device's memory where `cache_on_device` says so; prints what was decided.
 
     `auto` measures what a step takes, on a copy of the student, and what the GPU has free.
+
+    Raises:
+        MemoryError: `cache_on_device` is true, and the images do not fit.
     """
     cuda = loader.device.type == "cuda"
     if p.cache_on_device == "false" or not isinstance(loader, BatchReader) or (p.cache_on_device == "auto" and not cuda):
         return loader
+    needed = bytes_on_device(loader, p.epochs)
     if p.cache_on_device == "auto":
-        peak = step_bytes(student, loader, answers, views, loss)
-        free = torch.cuda.mem_get_info(loader.device)[0]
-        enough, said = fits(bytes_on_device(loader, p.epochs), free=free, peak=peak)
+        how = {name: getattr(p, name) for name in ("mixed_precision", "gradient_accumulation_steps")}
+        peak = step_bytes(student, loader, answers, views, loss, **how)
+        enough, said = fits(needed, free=torch.cuda.mem_get_info(loader.device)[0], peak=peak)
         print(f"cache_on_device: {said}", flush=True)
         if not enough:
             return loader
-    return DeviceLoader(loader, epochs=p.epochs)
+    try:
+        return DeviceLoader(loader, epochs=p.epochs)
+    except torch.OutOfMemoryError:
+        said = f"{needed / 1e9:.2f} GB of images do not fit on {loader.device}"
+    if p.cache_on_device == "true":
+        raise MemoryError(f"cache_on_device is true, but {said}; set it to auto or false.")
+    print(f"cache_on_device: {said}: read from the shards", flush=True)
+    return loader
 
 
 def save_student(p: SimpleNamespace, student: Student, folder: Path):
