@@ -14,7 +14,7 @@ from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.text_loader import TextLoader
 from kdnb.data.tokens import TokenTable
 from kdnb.data.views import SimpleTransform
-from kdnb.runs import Run, set_seed
+from kdnb.runs import Run, find_device, set_seed
 from kdnb.train import train
 
 _DRAWING = {"plain": False, "batch_size": 8, "epochs": 6}  # dropout, and batch norm, which wants two images a rank
@@ -26,9 +26,10 @@ def images(cache: Path, out: Path, **changes):
     name, batch_size = settings.pop("name"), settings.pop("batch_size")
     stop_at, kill_at = settings.pop("stop_at", None), settings.pop("kill_at", None)
     set_seed(0)
-    student, teacher, seen, masks = Net(settings.pop("plain")), frozen_teacher(), [], []
+    student, teacher, seen, masks = Net(settings.pop("plain")), frozen_teacher(find_device()), [], []
     for part in student.body:
         if isinstance(part, torch.nn.Dropout):
+            part.p = settings.pop("dropout", part.p)
             part.register_forward_hook(lambda part, given, taken: masks.append((taken != 0).int().flatten().tolist()))
 
     def watch(views, batch):
@@ -40,7 +41,8 @@ def images(cache: Path, out: Path, **changes):
         return teacher(views, batch)
 
     order = {"shuffle": "all", "gradient_accumulation_steps": settings["gradient_accumulation_steps"]}
-    loader = build_pretraining_dataloader(cache_dir=cache, batch_size=batch_size, reuse_buffers=True, **order)
+    order |= {"reuse_buffers": True, "device": find_device()}
+    loader = build_pretraining_dataloader(cache_dir=cache, batch_size=batch_size, **order)
     views = SimpleTransform(size=4)
     settings |= {"learning_rate": 1e-2, "warmup_steps": 2, "mixed_precision": "no"}
     history = train(student, watch, loader, views=views, loss=mse, run=Run(name, {}, outputs=out), **settings)
@@ -53,7 +55,7 @@ def texts(out: Path):
     set_seed(0)
     student = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Linear(4, 1))
     rows = TokenTable(torch.arange(14).numpy(), torch.arange(15).numpy())
-    loader = TextLoader({"text": (rows, 0, "right")}, None, batch_size=4)
+    loader = TextLoader({"text": (rows, 0, "right")}, None, batch_size=4, device=find_device())
     views = lambda tokens, ids, epoch: [tokens["input_ids"].float() / 14]  # noqa: E731
     views.num_global = 1
     history = train(
@@ -86,6 +88,8 @@ if __name__ == "__main__":
             found = {"stopped": f"{type(error).__name__}: {error}"}
     elif what == "go on":
         found = images(cache, out, name="stopped")
+    elif what == "sync":
+        found = images(cache, out, name="sync", **_DRAWING, dropout=0.0, batch_norm="sync" if ranks.world() > 1 else "local")
     elif what == "killed":
         images(cache, out, name="killed", **_DRAWING, save_every_steps=2, kill_at=9)
     elif what == "go on after a kill":

@@ -12,13 +12,13 @@ from caches import write_cache
 HERE = Path(__file__).resolve().parent
 
 
-def launch(count: int, cache, out, what: str, *, survives: bool = True) -> list[dict]:
-    """What each of `count` processes found, where they survive; the processes' output is the error's text."""
+def launch(count: int, cache, out, what: str, *, survives: bool = True, gpus: bool = False) -> list[dict]:
+    """What each of `count` processes found, where they survive, on CPUs or on GPUs; their output is the error's text."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count > 1 else []
     if count == 1:
         command = [sys.executable]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "KDNB_PROGRESS": "none"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "KDNB_PROGRESS": "none"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
     command += [HERE / "rank_training.py", cache, out, what]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (result.returncode == 0) == survives, result.stdout[-2000:] + result.stderr[-4000:]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdnb.data.loader import build_pretraining_dataloader
-from kdnb.data.views import SimpleTransform
+from kdnb.data.views import RepeatedViews, SimpleTransform
 from kdnb.losses import standardised_mse
 from kdnb.runs import Run, set_seed
 from kdnb.teachers import LiveTeacher
@@ -35,24 +35,31 @@ class Net(nn.Module):
         return {"features": self.body(images)}
 
 
-def frozen_teacher() -> LiveTeacher:
+def frozen_teacher(device="cpu") -> LiveTeacher:
     set_seed(1)
-    return LiveTeacher(Net(plain=True).eval().requires_grad_(False))
+    return LiveTeacher(Net(plain=True).eval().requires_grad_(False).to(device))
 
 
 def mse(outputs, answers, labels):
-    return {"loss": standardised_mse(outputs[0]["features"], answers[0]["features"], mean=torch.zeros(5), std=torch.ones(5))}
+    student, teacher = outputs[0]["features"], answers[0]["features"]
+    mean, std = torch.zeros(5, device=student.device), torch.ones(5, device=student.device)
+    return {"loss": standardised_mse(student, teacher, mean=mean, std=std)}
 
 
-def run_training(cache: Path, outputs: Path, name: str, loss=mse, **settings):
-    """Train a new student under regime `name` (resuming the run of that name); returns (student, history, run)."""
-    teacher = frozen_teacher()
+def run_training(cache: Path, outputs: Path, name: str, loss=mse, *, teacher=None, device="cpu", repeats=None, **settings):
+    """Train a new student under regime `name` (resuming the run of that name); returns (student, history, run).
+
+    With `repeats`, an image has so many views.
+    """
+    teacher = frozen_teacher(device) if teacher is None else teacher
     set_seed(0)
     student = Net(settings.pop("plain", False))
     regime = REGIMES[name] | {"batch_size": settings.pop("batch_size", 4)}
     regime |= {"gradient_accumulation_steps": settings.get("gradient_accumulation_steps", 1)}
-    loader = build_pretraining_dataloader(cache_dir=cache, shuffle="within_shards", reuse_buffers=True, **regime)
+    reading = {"shuffle": "within_shards", "reuse_buffers": True, "device": device}
+    loader = build_pretraining_dataloader(cache_dir=cache, **reading, **regime)
     views = SimpleTransform(size=4)
+    views = views if repeats is None else RepeatedViews(transform=views, repeats=repeats)
     run = Run(name, {"regime": name}, outputs=outputs)
     settings = {"epochs": 3, "learning_rate": 1e-2, "warmup_steps": 2, "save_every_steps": 2} | settings
     history = train(student, teacher, loader, views=views, loss=loss, run=run, **settings)
