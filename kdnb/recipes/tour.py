@@ -54,7 +54,7 @@ def take_tour(p: SimpleNamespace, *, steps: int, rounds: int = 2, ways: dict[str
                 except Exception as error:  # of the compiler, of a model, of a disk: they have no common class
                     if not changes:
                         raise
-                    print(f"{name}: not here ({(str(error).splitlines() or [type(error).__name__])[0][:120]})")
+                    print(f"{name}: not here ({(str(error).splitlines() or [type(error).__name__])[0][:240]})")
                     del ways[name], found[name]
     table = {}
     for name in ways:
