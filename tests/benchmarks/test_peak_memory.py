@@ -1,6 +1,6 @@
 """Memory does not grow with the cache: an epoch over 50,000 images at 96x96 (1.4 GB) against one over a tenth of them.
 
-    pytest -m benchmark -s tests/benchmarks/test_memory.py
+    pytest -m benchmark -s tests/benchmarks/test_peak_memory.py
 
 Counted is anonymous memory (RssAnon): mapped pages of the shards belong to the kernel, which drops them when it needs to.
 """
