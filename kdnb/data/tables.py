@@ -181,10 +181,8 @@ def open_table(
     return StreamSource(table, name, files=told, **columns) if streaming else TableSource(table, name, **columns)
 
 
-def hub_name(dataset: str) -> str | None:
-    """The name of a data set on the Hub, of which `dataset` may be short; None for what is here: a file, a folder, the digits."""
-    if dataset == "digits" or Path(dataset).expanduser().exists():
-        return None
+def hub_name(dataset: str) -> str:
+    """The Hub's name of `dataset`, which may be a short one."""
     return _ALIASES.get(dataset, (dataset, None))[0]
 
 

@@ -70,10 +70,9 @@ def _holds(index: dict, p: SimpleNamespace, count: int) -> bool:
     if not enough or any(index[name] != value for name, value in wanted.items()):
         return False
     arguments = source_arguments(p)
-    name = hub_name(arguments["dataset"])
-    if name is not None:  # opening it might fetch it all
-        return index["source"] == f"{name}/{p.split}"
-    return made_from(index, open_source(**arguments))
+    if arguments["dataset"] == "digits" or Path(arguments["dataset"]).expanduser().exists():
+        return made_from(index, open_source(**arguments))
+    return index["source"] == f"{hub_name(arguments['dataset'])}/{p.split}"  # opening it might fetch it all
 
 
 def _cached(p: SimpleNamespace, split: str, *, most: int | None = None) -> BatchReader | None:
