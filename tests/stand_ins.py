@@ -82,7 +82,7 @@ def cifar(datasets_folder: Path, *, train: int = 240, test: int = 100):
         _parquet_repo(datasets_folder / "uoft-cs" / name, config, text, splits, name)
 
 
-def imagenet(datasets_folder: Path, *, train: Sequence[int] = (24, 20, 28, 24, 24, 24), validation: Sequence[int] = (12, 8)):
+def imagenet(datasets_folder: Path, *, train: Sequence[int] = (24, 20, 28, 24, 24, 24), validation: Sequence[int] = (17, 3)):
     """timm/imagenet-1k-wds: tar files of so many samples, each of them <key>.cls, .jpg and .json."""
     folder = datasets_folder / "timm/imagenet-1k-wds"
     folder.mkdir(parents=True)
