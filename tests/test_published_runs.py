@@ -4,6 +4,7 @@ The runs take place in a copy of the project, whose outputs/ is its own. What a 
 makes, is made first.
 """
 
+import json
 import os
 import re
 import shutil
@@ -46,16 +47,17 @@ class Project:
                 makes = yaml.safe_load(other.read_text()).get("cache_dir", "")
                 if notebook != "precompute" and notebook_of(other) == "precompute" and makes == given.get("cache_dir"):
                     self.run(other)
-            self.done[path] = self._papermill(path, notebook, given)
+            self.done[path] = self.papermill(path, notebook, given)
         return self.done[path]
 
-    def _papermill(self, path: Path, notebook: str, given: dict) -> nbformat.NotebookNode:
+    def papermill(self, path: Path, notebook: str, given: dict, **changes: str) -> nbformat.NotebookNode:
+        """The same, now, with some parameters changed."""
         values = defaults(ROOT / "notebooks" / f"{notebook}.ipynb") | given
         sizes = {name: size for name, size in SIZES.items() if name in names_for(notebook) and values[name] is not None}
         if given.get("image_size") == 224:
             sizes |= {name: size for name, size in PATCHES.items() if name in names_for(notebook)}
         smaller, out = self.root / f"{path.stem}_sizes.yaml", self.root / f"{path.stem}.ipynb"
-        smaller.write_text(yaml.safe_dump(sizes))
+        smaller.write_text(yaml.safe_dump(sizes | changes))
         command = [sys.executable, "-m", "kdnb.papermill", f"notebooks/{notebook}.ipynb", out, "--no-progress-bar"]
         command += ["-f", self.root / "params" / path.name, "-f", smaller]
         mine = {"PYTHONPATH": str(self.root), "KDNB_PROGRESS": "text", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -94,3 +96,12 @@ def test_what_they_fetched(project):
     for path, files in project.fetched.items():
         training = [file for file in files if re.search("train-", file) and "dbpedia" not in file]
         assert bool(training) == (notebook_of(path) == "precompute"), f"{path.name} fetched {training}"
+
+
+def test_bert_tiny_teaches_and_learns_through_the_notebook(project):
+    """By its name, as both: it is published without a model type, as a pytorch_model.bin, with a bare vocabulary."""
+    (path,) = [path for path in PARAMS_FILES if path.stem == "soft_distill_dbpedia"]
+    names = dict.fromkeys(("teacher", "student"), "prajjwal1/bert-tiny")
+    project.papermill(path, "soft_distill_text", yaml.safe_load(path.read_text()), **names, run_name="tiny")
+    config = project.root / "outputs/student_soft_distill/tiny/best_model/config.json"
+    assert json.loads(config.read_text())["model_type"] == "bert"

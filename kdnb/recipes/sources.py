@@ -43,10 +43,12 @@ def training_batches(p: SimpleNamespace, count: int, *, classes: list[str] | Non
     """`count` labelled training images at most, with the names `classes`, at random: from the cache in `p.cache_dir` where it
     holds them, else cached now; None where `p.split` has no labels."""
     folder = anchored(p.cache_dir)
-    with contextlib.suppress(FileNotFoundError, ValueError):  # none, or broken
+    try:
         index = read_index(folder)
-        if index["classes"] == classes and _holds(index, p, count):
-            return drawn_batches(folder, count)
+    except (FileNotFoundError, ValueError):  # none, or a broken one
+        index = None
+    if index is not None and index["classes"] == classes and _holds(index, p, count):
+        return drawn_batches(folder, count)
     return _cached(p, p.split, most=count)
 
 
@@ -66,7 +68,8 @@ def _holds(index: dict, p: SimpleNamespace, count: int) -> bool:
     """Whether a cache holds `count` labelled images of `p.split` (or all that there are), as `p` wants them."""
     wanted = {"labelled": True, "storage": "uint8", "image_size": p.image_size, "resize": p.resize}
     rows = sum(shard["rows"] for shard in index["shards"])
-    enough = rows >= count or index["num_images"] == index.get("source_images")
+    fair = index["permutation_seed"] is not None or getattr(p, "streaming", False)  # the first of a source may be few classes
+    enough = index["num_images"] == index.get("source_images") or (fair and rows >= count)
     if not enough or any(index[name] != value for name, value in wanted.items()):
         return False
     arguments = source_arguments(p)

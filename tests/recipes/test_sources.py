@@ -45,7 +45,7 @@ def test_training_images_are_drawn_from_the_runs_cache_where_it_holds_them(tmp_p
     assert set(labels) == set(range(10)) and len(labels) == 300
 
 
-OTHER = [{"max_samples": 200}, {"image_size": 8}, {"resize": "squash"}, {"storage": "float16"}]
+OTHER = [{"max_samples": 200, "permutation_seed": 0}, {"max_samples": 800}, {"image_size": 8}, {"resize": "squash"}, {"storage": "float16"}]
 
 
 @pytest.mark.parametrize("change", [*OTHER, "another split", "other names", "none"], ids=str)
@@ -64,9 +64,13 @@ def test_and_cached_anew_where_it_does_not(tmp_path, change):
     assert batches.dataset.reader.cache_dir.parent == tmp_path / "store" and batches.num_samples(0) == 250
 
 
-def test_all_of_a_small_split_is_enough(tmp_path):
-    fill(tmp_path)
-    assert sources.training_batches(parameters(tmp_path), 10**6, classes=[str(n) for n in range(10)]).num_samples(0) == 1500
+def test_all_of_a_small_split_is_enough_and_so_is_a_permuted_part(tmp_path):
+    names = [str(number) for number in range(10)]
+    fill(tmp_path, permutation_seed=0, max_samples=800)
+    assert sources.training_batches(parameters(tmp_path), 300, classes=names).dataset.reader.cache_dir == tmp_path / "cache"
+    fill(tmp_path, permutation_seed=0)
+    batches = sources.training_batches(parameters(tmp_path), 10**6, classes=names)
+    assert batches.num_samples(0) == 1500 and batches.dataset.reader.cache_dir == tmp_path / "cache"
 
 
 def test_a_split_whose_labels_are_all_missing_is_not_judged_on(tmp_path, monkeypatch):
