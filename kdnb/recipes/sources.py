@@ -16,7 +16,7 @@ from kdnb.data.loader import BatchReader
 from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
 from kdnb.data.shards import read_index
-from kdnb.data.stored import made_from
+from kdnb.data.stored import covered, made_from
 from kdnb.data.tables import hub_name
 from kdnb.progress import Display
 from kdnb.runs import anchored, find_device, local_or_hub
@@ -68,8 +68,9 @@ def _holds(index: dict, p: SimpleNamespace, count: int) -> bool:
     """Whether a cache holds `count` labelled images of `p.split` (or all that there are), as `p` wants them."""
     wanted = {"labelled": True, "storage": "uint8", "image_size": p.image_size, "resize": p.resize}
     rows = sum(shard["rows"] for shard in index["shards"])
+    everything = sum(map(covered, index["shards"])) == index["num_images"] == index.get("source_images")
     fair = index["permutation_seed"] is not None or getattr(p, "streaming", False)  # the first of a source may be few classes
-    enough = index["num_images"] == index.get("source_images") or (fair and rows >= count)
+    enough = everything or (fair and rows >= count)
     if not enough or any(index[name] != value for name, value in wanted.items()):
         return False
     arguments = source_arguments(p)

@@ -45,10 +45,11 @@ def test_training_images_are_drawn_from_the_runs_cache_where_it_holds_them(tmp_p
     assert set(labels) == set(range(10)) and len(labels) == 300
 
 
-OTHER = [{"max_samples": 200, "permutation_seed": 0}, {"max_samples": 800}, {"image_size": 8}, {"resize": "squash"}, {"storage": "float16"}]
+OTHER = [{"max_samples": 200, "permutation_seed": 0}, {"max_samples": 800}, {"image_size": 8}, {"resize": "squash"}]
+OTHER += [{"storage": "float16"}]
 
 
-@pytest.mark.parametrize("change", [*OTHER, "another split", "other names", "none"], ids=str)
+@pytest.mark.parametrize("change", [*OTHER, "another split", "other names", "unfinished", "none"], ids=str)
 def test_and_cached_anew_where_it_does_not(tmp_path, change):
     names = [str(digit) for digit in range(10)]
     p = parameters(tmp_path)
@@ -60,6 +61,10 @@ def test_and_cached_anew_where_it_does_not(tmp_path, change):
     elif change == "other names":
         fill(tmp_path)
         names[0] = "zero"
+    elif change == "unfinished":
+        fill(tmp_path)
+        index = json.loads((tmp_path / "cache/index.json").read_text())
+        (tmp_path / "cache/index.json").write_text(json.dumps(index | {"shards": index["shards"][:-1]}))
     batches = sources.training_batches(p, 250, classes=names)
     assert batches.dataset.reader.cache_dir.parent == tmp_path / "store" and batches.num_samples(0) == 250
 
