@@ -49,7 +49,7 @@ class Notebook:
         self.kernel, self.client = kernel, client
 
     def start(self, cell: str):
-        self.cell, self.printed = self.client.execute(cell), ""
+        self.cell, self.printed = self.client.execute(cell, stop_on_error=False), ""
 
     def until(self, word: str):
         """Wait until the cell has printed `word`."""
