@@ -22,6 +22,7 @@ from kdnb.data.coverage import class_coverage
 from kdnb.data.order import count_visits
 from kdnb.data.shards import read_index
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
+from kdnb.files import only_process
 from kdnb.params import names_for
 from kdnb.preempt import Preempted
 from kdnb.progress import Display
@@ -106,12 +107,20 @@ def what_differs(planned: Sequence[Planned]) -> str:
 def run_all(planned: Sequence[Planned], *, parallel: int) -> float:
     """Execute what is not finished yet, `parallel` notebooks at a time, and return the minutes it took.
 
-    Each notebook stands beside its run's folder, with the cell that failed where one did. The others go on.
+    Each notebook stands beside its run's folder, with the cell that failed where one did. The others go on. Another job that
+    executes the same runs is waited for; what it has finished is not executed again.
 
     Raises:
         RuntimeError: a run failed; with its notebook and the last line of its error.
         Preempted: the cell was interrupted; all runs have ended, and can go on.
     """
+    folder = planned[0].folder.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder / ".lock", wait=True):
+        return _run_all(planned, parallel=parallel)
+
+
+def _run_all(planned: Sequence[Planned], *, parallel: int) -> float:
     todo = [run for run in planned if not (run.folder / "summary.json").exists()]
     print(f"{len(planned)} runs, {len(planned) - len(todo)} of them finished before", flush=True)
     began, waiting, running, failed = time.monotonic(), list(todo), {}, []

@@ -180,3 +180,27 @@ def test_interrupted_it_waits_until_its_runs_have_written_what_they_go_on_from(t
         sweep.run_all([sweep.Planned("fixed", 0, "train_fixed", {"run_name": "a"})], parallel=1)
     signal.signal(signal.SIGINT, before)
     assert (tmp_path / "ended").exists()
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from kdnb.files import only_process
+with only_process(Path(sys.argv[1]) / "cmp/.lock"):
+    print("held", flush=True)
+    time.sleep(0.5)
+    (Path(sys.argv[1]) / "cmp/a").mkdir()
+    (Path(sys.argv[1]) / "cmp/a/summary.json").touch()
+"""
+
+
+def test_a_second_job_waits_for_the_first_and_finds_what_it_has_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "anchored", lambda path: tmp_path)
+    monkeypatch.setattr(sweep, "_start", lambda run, parallel: pytest.fail("it was executed twice"))
+    (tmp_path / "cmp").mkdir()
+    first = subprocess.Popen([sys.executable, "-c", _HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "held\n"
+    sweep.run_all([sweep.Planned("fixed", 0, "train_fixed", {"run_name": "cmp/a"})], parallel=1)
+    said = capsys.readouterr().out
+    assert f"is held by process {first.pid} on" in said and "1 runs, 1 of them finished before" in said
+    first.communicate()
