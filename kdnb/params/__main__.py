@@ -1,7 +1,7 @@
 """The table of parameters on the command line.
 
-    python -m kdnb.params train_fixed    type, range, default and meaning of every parameter of a notebook
-    python -m kdnb.params --write        write the parameters cells of all notebooks from the table
+python -m kdnb.params train_fixed    type, range, default and meaning of every parameter of a notebook
+python -m kdnb.params --write        write the parameters cells of all notebooks from the table
 """
 
 import sys

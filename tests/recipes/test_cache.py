@@ -71,9 +71,7 @@ def test_all_that_differs_is_named_with_two_ways_out(tmp_path):
     assert said.count(f"cache_dir {p.cache_dir} ") == 1  # the command makes another one
 
 
-@pytest.mark.parametrize(
-    "changes", [{"split": "test"}, {"image_size": 16}, {"resize": "squash"}, {"dataset": "cifar10"}]
-)
+@pytest.mark.parametrize("changes", [{"split": "test"}, {"image_size": 16}, {"resize": "squash"}, {"dataset": "cifar10"}])
 def test_any_one_difference_is_refused_and_nothing_is_changed(tmp_path, changes):
     index = ensure_cache(parameters(tmp_path))
     with pytest.raises(ValueError, match=f"is not the cache that the parameters describe: {next(iter(changes))}|split test"):
