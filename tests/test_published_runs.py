@@ -52,7 +52,7 @@ class Project:
 
     def papermill(self, path: Path, notebook: str, given: dict, **changes: str) -> nbformat.NotebookNode:
         """The same, now, with some parameters changed."""
-        values = defaults(ROOT / "notebooks" / f"{notebook}.ipynb") | given
+        values = defaults(notebook) | given
         sizes = {name: size for name, size in SIZES.items() if name in names_for(notebook) and values[name] is not None}
         if given.get("image_size") == 224:
             sizes |= {name: size for name, size in PATCHES.items() if name in names_for(notebook)}
