@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Exit as done:  # --help
             return done.exit_code
         except ClickException as error:
-            error.show()
-            return error.exit_code
+            return _refuse(error)
         kept = Path(context.params["output_path"] or "out.ipynb")
         if ranks.rank() > 0:
             os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
@@ -76,6 +75,7 @@ def _short_folder() -> str | None:
 
 def _run(command, context) -> int:
     """Execute the notebook; hand signals on to its kernel meanwhile, and turn what went wrong into a line and a code."""
+    from click.exceptions import ClickException
     from papermill.exceptions import PapermillExecutionError
 
     forward = _Forward()
@@ -83,6 +83,8 @@ def _run(command, context) -> int:
     try:
         with context:
             command.invoke(context)
+    except ClickException as error:
+        return _refuse(error)
     except PapermillExecutionError as error:
         if error.ename == "Preempted":
             return _say(TRY_AGAIN, error.evalue)
@@ -102,6 +104,12 @@ def _run(command, context) -> int:
             signal.signal(number, handler)
         forward.timer.cancel()
     return 0
+
+
+def _refuse(error) -> int:
+    """Say what is wrong with the command line."""
+    error.show()
+    return error.exit_code
 
 
 class _Forward:

@@ -164,14 +164,10 @@ def train(
 
 
 def forward_backward(batch: dict, model, teacher, views, loss, accelerator, *, weight: float = 1.0) -> dict[str, torch.Tensor]:
-    """Views, teacher, student, loss and backward for one batch, in the accelerator's precision.
+    """Views, teacher, student, loss and backward for a loader's batch with its "epoch"; returns the named parts of the loss.
 
     Args:
-        batch: of a loader, with its "epoch". model: an `AllViews` that the accelerator has prepared. The rest as for `train`.
-        weight: share of the batch in its step's gradient.
-
-    Returns:
-        The named parts of the loss.
+        model: an `AllViews` that the accelerator has prepared. weight: the batch's share in its step. The rest as for `train`.
     """
     inputs = views(batch.get("image", batch.get("text")), batch["id"], batch["epoch"])
     with torch.no_grad(), accelerator.autocast():
@@ -249,12 +245,15 @@ def accelerator_for(mixed_precision: str, device: torch.device):
     AcceleratorState._reset_state(reset_partial_state=alone)  # one notebook may train twice, in other precisions or places
     several = [] if alone else [DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu", kwargs_handlers=several)
-    if (device.type, device.index or 0) != (accelerator.device.type, accelerator.device.index or 0):
-        raise ValueError(
-            f"the loader's batches go to {device}, but this process trains on {accelerator.device}; give the loader "
-            "device=kdnb.runs.find_device()."
-        )
+    if _place(device) != _place(accelerator.device):
+        raise ValueError(f"the loader's batches go to {device}, but this process trains on {accelerator.device}; give the loader "
+                         "device=kdnb.runs.find_device().")  # fmt: skip
     return accelerator
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    """Its type and number; a GPU without a number is the current one."""
+    return device.type, torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0
 
 
 def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:

@@ -72,7 +72,10 @@ def test_alone_it_is_papermill(tmp_path):
     assert outputs(tmp_path / "out.ipynb") == "rank 0 of 1, hello\nipc\n"
     failing = start(notebook(tmp_path / "bad.ipynb", "raise KeyError('no such thing')"))
     error = failing.communicate()[1]
-    assert failing.returncode == 1 and "no such thing" in error
+    assert failing.returncode == 1 and "no such thing" in error and "Traceback" in error
+    wrong = start(book, "--no-such-option")
+    error = wrong.communicate()[1]
+    assert wrong.returncode == 2 and "No such option" in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -76,6 +76,19 @@ def test_more_ranks_than_gpus_are_refused_before_they_are_connected(machine):
         ranks.connect()
 
 
+def test_one_process_may_choose_its_gpu(machine, monkeypatch):
+    """Accelerate calls it cuda, without a number."""
+    machine(0, world=1)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(accelerate.PartialState, "default_device", torch.device("cuda"))
+    torch.cuda.set_device(1)
+    assert find_device() == torch.device("cuda", 1)
+    assert accelerator_for("no", find_device()).device == torch.device("cuda")
+    with pytest.raises(ValueError, match="the loader's batches go to cuda:0, but this process trains on cuda; give the loader"):
+        accelerator_for("no", torch.device("cuda", 0))
+
+
 def test_a_loader_for_another_device_is_refused(cache, monkeypatch):
     loader = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4, device="meta")
     monkeypatch.setattr(accelerate.PartialState, "default_device", torch.device("cpu"))
