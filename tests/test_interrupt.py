@@ -70,8 +70,11 @@ class Notebook:
         return self.reply()
 
     def value(self, expression: str):
-        reply = self.client.execute_interactive("", user_expressions={"v": expression}, timeout=60, output_hook=lambda m: None)
-        return reply["content"]["user_expressions"]["v"]["data"]["text/plain"]
+        settings = {"user_expressions": {"v": expression}, "timeout": 60, "output_hook": lambda message: None}
+        while True:
+            reply = self.client.execute_interactive("", **settings)["content"]
+            if reply["status"] != "aborted":  # as ipykernel 6 does for a moment after an error
+                return reply["user_expressions"]["v"]["data"]["text/plain"]
 
 
 @pytest.fixture(

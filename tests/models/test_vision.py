@@ -301,7 +301,7 @@ def test_a_saved_student_tells_timm_how_to_prepare_its_images(tmp_path, name, se
     own = student(CleanTransform(size=48)(cached, torch.zeros(1, dtype=torch.int64), 0)[0])["embedding"]
     model = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     config = timm.data.resolve_data_config(model=model)
-    assert config["input_size"] == (3, 48, 48) and config["crop_pct"] == 1.0
+    assert tuple(config["input_size"]) == (3, 48, 48) and config["crop_pct"] == 1.0
     theirs = model(timm.data.create_transform(**config)(photograph)[None])
     assert torch.allclose(own, theirs, atol=1e-5)
     recorded = json.loads((tmp_path / "m" / "config.json").read_text())["pretrained_cfg"]

@@ -69,9 +69,10 @@ def interruptible():
 
 
 def test_interrupting_the_cell_ends_the_processes_and_says_how_to_go_on(start, interruptible, tmp_path):
+    others = set(psutil.Process().children())  # of earlier tests, such as multiprocessing's resource tracker
     with pytest.raises(Preempted, match="^r was interrupted and has a checkpoint of step 7; run this cell again to go on.$"):
         start("asleep", steps=(3, 7))
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= others
     for path in (tmp_path / "r/checkpoints").iterdir():
         path.unlink()
     with pytest.raises(KeyboardInterrupt):  # nothing to go on from
