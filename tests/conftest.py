@@ -26,8 +26,11 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same random numbers in every test, whatever ran before it."""
+    """The same random numbers and threads in every test, whatever ran before it: Accelerate gives a rank one thread for good."""
+    threads = torch.get_num_threads()
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
