@@ -1,6 +1,7 @@
 """The library in five calls: a script's way from images to a judged student, and its errors in one sentence."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -107,3 +108,11 @@ def test_public_names_load_where_they_are_used():
     assert all(getattr(kdnb, name).__doc__ for name in kdnb.__all__)
     with pytest.raises(AttributeError, match="its public names are .*precompute"):
         kdnb.no_such_name  # noqa: B018
+
+
+def test_threads_soon_sleep_unless_the_user_says_otherwise():
+    for given, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
+        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+        code = "import os, kdnb; print(os.environ.get('GOMP_SPINCOUNT'))"
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
