@@ -18,24 +18,24 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from kdnb.data.cache import read_index
 from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.images import open_source
 from kdnb.data.order import count_visits
 from kdnb.data.precompute import precompute as fill_cache
-from kdnb.data.shards import read_index
+from kdnb.data.prepare import source_arguments
+from kdnb.data.sources import open_source
+from kdnb.distillation import build, teacher
+from kdnb.distillation.checks import SUBSETS
+from kdnb.distillation.run import build_pieces
+from kdnb.distillation.teacher_model import load_teacher
+from kdnb.distillation.train import train
+from kdnb.evaluation import evaluate as evaluation
+from kdnb.evaluation.report import format_table
 from kdnb.losses import labels_fit
 from kdnb.models.vision import FeatureModel, Student, count_parameters
 from kdnb.params import TABLE
 from kdnb.progress import Display
-from kdnb.recipes import evaluate as evaluation
-from kdnb.recipes import images, teacher
-from kdnb.recipes.checks import SUBSETS
-from kdnb.recipes.images import load_teacher
-from kdnb.recipes.sources import source_arguments
-from kdnb.recipes.tables import format_table
-from kdnb.recipes.trial import build_pieces
 from kdnb.runs import Run, anchored
-from kdnb.train import train
 
 # Every parameter of a training notebook, by name.
 PARAMS = {name: row for notebook in SUBSETS for name, row in TABLE[notebook].items()}
@@ -50,7 +50,7 @@ def precompute(
 
     Args:
         dataset: `digits` (built in), a folder of images, Parquet, or a data set on the Hub.
-        split, image_column, label_column, streaming: see `kdnb.data.images.open_source`.
+        split, image_column, label_column, streaming: see `kdnb.data.sources.open_source`.
         image_size: side of the stored squares in pixels. cache_shard_size: images a shard.
         settings: of `kdnb.data.precompute.precompute`, which also says what is raised: `resize`, `storage`, `max_samples`,
             `permutation_seed`, `num_workers`, `on_unreadable`, `verify`, `part`, `parts`.
@@ -81,7 +81,7 @@ def build_student(
     """
     dims = {"layer_dims": teacher.layer_dims, "token_dim": teacher.token_dim if teacher.tokens else 0}
     shape = {"num_classes": num_classes, "layers": layers, "seed": seed}
-    return images.new_student(name, teacher.feature_dim, **dims, **shape, **arguments)
+    return build.new_student(name, teacher.feature_dim, **dims, **shape, **arguments)
 
 
 def distill(
@@ -147,19 +147,19 @@ def distill(
     p = _parameters(student, teacher, anchored(cache), given)
     subset = _subset(regime, given)
     frozen = _known(p, teacher)
-    images.check_student(p, student, frozen)
+    build.check_student(p, student, frozen)
     if p.alpha < 1:
         labels_fit(CachedTensorDataset(p.cache_dir).labels, student.encoder.num_classes, alpha=p.alpha)
     pieces = build_pieces(p, regime=regime, student=student, frozen=frozen, **subset)
     _, answers, loader, views, objective = pieces
     run = Run(run_name, vars(p) | subset, prefix="distill")
-    history = train(student, answers, loader, views=views, loss=objective, run=run, **images.training_settings(p))
+    history = train(student, answers, loader, views=views, loss=objective, run=run, **build.training_settings(p))
     visits = count_visits(loader.dataset.order, [loader.num_samples(epoch) for epoch in range(len(history["epochs"]))])
     last = history["epochs"][-1]
     sizes = {"teacher": frozen.num_parameters, "student": count_parameters(student.model)}
     summary = {"loss": last["loss"], "steps": last["step"], "images_seen": last["images_seen"], "parameters": sizes}
     run.finish(summary | {"unique_seen": int(np.count_nonzero(visits.any(0)))})
-    images.write_run_cards(run)
+    build.write_run_cards(run)
     return run
 
 

@@ -5,23 +5,32 @@ Alone it is papermill, with the same options; its kernels talk over Unix sockets
 inherits its rank; rank 0 writes `out.ipynb`, the others keep theirs (`out.rank3.ipynb`) only when they fail.
 
 A rank that fails says so and ends with an error, upon which torch.distributed.run ends the others. Ctrl-C, SIGTERM and SIGUSR1 go
-on to the kernel, where training answers with a checkpoint (`kdnb.preempt`); the exit code is then 75: the same command goes on. A
-second Ctrl-C ends notebook and kernel at once.
+on to the kernel, where training answers with a checkpoint (`kdnb.distributed`); the exit code is then 75: the same command goes
+on. A second Ctrl-C ends notebook and kernel at once.
 """
 
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
-from kdnb import ranks
-from kdnb.preempt import SIGNALS
+import yaml
+
+from kdnb import distributed
+from kdnb.distributed import SIGNALS, Preempted
+from kdnb.runs import Run, project_root
 
 TRY_AGAIN = 75  # the exit code of sysexits.h for what may succeed later
+
+
 _GRACE_S = 8.0  # between SIGTERM and the kernel's end: a rank whose peer died waits for it in vain
+
+
 _STOPPED = "the notebook was stopped by {}; the same command goes on from its last checkpoint"
 
 
@@ -40,13 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         except ClickException as error:
             return _refuse(error)
         kept = Path(context.params["output_path"] or "out.ipynb")
-        if ranks.rank() > 0:
+        if distributed.rank() > 0:
             os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
             context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False, "log_output": False}
         code = _run(command, context)
         written = Path(context.params["output_path"] or "")
-        if ranks.rank() > 0 and code not in (0, TRY_AGAIN) and written.is_file():
-            shutil.copyfile(written, kept.with_name(f"{kept.stem}.rank{ranks.rank()}{kept.suffix}"))
+        if distributed.rank() > 0 and code not in (0, TRY_AGAIN) and written.is_file():
+            shutil.copyfile(written, kept.with_name(f"{kept.stem}.rank{distributed.rank()}{kept.suffix}"))
     return code
 
 
@@ -90,13 +99,13 @@ def _run(command, context) -> int:
             return _say(TRY_AGAIN, error.evalue)
         if error.ename == "KeyboardInterrupt":
             return _say(TRY_AGAIN, _STOPPED.format(forward.by or "an interrupt"))
-        if ranks.world() == 1:
+        if distributed.world() == 1:
             raise  # as papermill does
         return _say(1, f"{error.ename}: {error.evalue}")
     except BaseException as error:
         if forward.by:  # outside training nothing answers a signal: the kernel is gone, and what it wrote is whole
             return _say(TRY_AGAIN, _STOPPED.format(forward.by))
-        if ranks.world() == 1:
+        if distributed.world() == 1:
             raise
         return _say(1, f"{type(error).__name__}: {str(error).strip() or 'the kernel died'}")
     finally:
@@ -147,10 +156,48 @@ def _kernels() -> list:
 
 
 def _say(code: int, sentence: str) -> int:
-    who = f"rank {ranks.rank()} of {ranks.world()}: " if ranks.world() > 1 else ""
+    who = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.world() > 1 else ""
     print(f"{who}{sentence}", file=sys.stderr, flush=True)
     return code
 
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def train_on_processes(p: SimpleNamespace, notebook: str, run: Run):
+    """Train `run` with `p.processes` processes and print what rank 0 says; does nothing for one, or where this is one of them.
+
+    Raises:
+        RuntimeError: a process failed, with its last lines.
+        Preempted: the cell was interrupted; all processes have ended, after a checkpoint from which the run can go on.
+    """
+    if p.processes == 1 or distributed.world() > 1 or run.finished:
+        return
+    here = project_root()
+    parameters, out = run.folder / "processes.yaml", run.folder / "processes.ipynb"
+    parameters.write_text(yaml.safe_dump(vars(p) | {"run_name": run.name, "processes": 1}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(p.processes), "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "kdnb.papermill", here / f"notebooks/{notebook}.ipynb", out]
+    command += ["-f", parameters, "--log-output", "--no-progress-bar", "--kernel", "python3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=here)
+    last: list[str] = []
+    try:
+        for line in process.stdout:
+            last = [*last[-20:], line]
+            if "epoch " in line or "rank " in line:
+                print(line.rstrip(), flush=True)
+        if process.wait():
+            raise RuntimeError(f"{p.processes} processes failed on {run.name}; the end of what they said: {''.join(last)}")
+    except KeyboardInterrupt:
+        process.terminate()
+        process.communicate()
+        if not run.checkpoints():
+            raise
+        step = int(run.checkpoints()[-1].stem.removeprefix("step_"))
+        said = f"{run.name} was interrupted and has a checkpoint of step {step}; run this cell again to go on."
+        raise Preempted(said) from None
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()

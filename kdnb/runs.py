@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdnb import ranks
+from kdnb import distributed
+from kdnb.distributed import find_device
 from kdnb.files import Held, only_process, write_atomically, write_json
-from kdnb.ranks import find_device
 
 # Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
 # comparison grows.
@@ -63,13 +63,13 @@ def set_seed(seed: int):
 def new_name(stem: str, *, outputs: str | Path = "outputs") -> str:
     """`stem`, the time, and a number where that is taken: a folder below `outputs` that was made just now, for nobody else."""
     first = name = f"{stem}_{time.strftime('%Y%m%d_%H%M%S')}"
-    for number in count(2) if ranks.rank() == 0 else ():
+    for number in count(2) if distributed.rank() == 0 else ():
         try:
             (anchored(outputs) / name).mkdir(parents=True)
             break
         except FileExistsError:
             name = f"{first}_{number}"
-    return ranks.agree(name)
+    return distributed.broadcast(name)
 
 
 class Run:
@@ -88,15 +88,15 @@ class Run:
     """
 
     def __init__(self, name: str | None, parameters: dict, *, prefix: str = "run", outputs: str | Path = "outputs"):
-        self.name = ranks.agree(name) if name else new_name(prefix, outputs=outputs)
+        self.name = distributed.broadcast(name) if name else new_name(prefix, outputs=outputs)
         self.folder = anchored(outputs) / self.name
         self.parameters = parameters
         self._held = False
-        config = ranks.agree(self.read("config.json"))
+        config = distributed.broadcast(self.read("config.json"))
         if config is None:
             for part in ("checkpoints", "figures"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)  # by every rank: it is there then, on any file system
-            config = ranks.agree(self._create(prefix) if ranks.rank() == 0 else None)
+            config = distributed.broadcast(self._create(prefix) if distributed.rank() == 0 else None)
         self.resumed = config is not None
         if config is not None:
             self._check_same(config["parameters"])
@@ -109,7 +109,7 @@ class Run:
             with contextlib.suppress(Held), only_process(self.folder / ".lock"):
                 config = self.read("config.json")
                 if config is None:
-                    self.write("config.json", {"notebook": prefix, "parameters": self.parameters, **_circumstances()})
+                    self.write("config.json", {"notebook": prefix, "parameters": self.parameters, **environment_info()})
                 return config
             config = self.read("config.json")  # the one who held the file may train by now, for hours
             if config is not None:
@@ -138,12 +138,12 @@ class Run:
             return
         with contextlib.ExitStack() as stack:
             holder = None
-            if ranks.rank() == 0:
+            if distributed.rank() == 0:
                 try:
                     stack.enter_context(only_process(self.folder / ".lock", wait=wait))
                 except Held as error:
                     holder = str(error)
-            holder = ranks.agree(holder)
+            holder = distributed.broadcast(holder)
             if holder is not None:
                 raise RuntimeError(f"run {self.name} is held by {holder}; wait for it, stop it, or choose another run_name.")
             self._held = True
@@ -168,14 +168,14 @@ class Run:
 
     def write(self, name: str, content):
         """Write a JSON file of the run, atomically; of several ranks, rank 0 does."""
-        if ranks.rank() > 0:
+        if distributed.rank() > 0:
             return
         write_json(self.folder / name, content, allow_nan=False)
 
     def save_figure(self, name: str, figure) -> Path:
         """Write a matplotlib figure to figures/<name>.png."""
         path = self.folder / "figures" / f"{name}.png"
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
@@ -185,7 +185,7 @@ class Run:
 
     def save_checkpoint(self, step: int, state: dict, *, keep: int | None = None):
         """Write checkpoints/step_<step>.pt atomically, then delete all but the newest `keep`; of several ranks, rank 0 does."""
-        if ranks.rank() > 0:
+        if distributed.rank() > 0:
             return
         path = self.folder / "checkpoints" / f"step_{step:08d}.pt"
         write_atomically(path, lambda file: torch.save(state, file))
@@ -209,7 +209,7 @@ class Run:
         self.write("summary.json", summary)
 
 
-def _circumstances() -> dict:
+def environment_info() -> dict:
     """What a reader needs to repeat the run: versions, revision, device."""
     names = ("kdnb", "torch", "torchvision", "timm", "transformers", "accelerate", "numpy")
     try:

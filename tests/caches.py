@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from kdnb.data.augment import normalise
-from kdnb.data.shards import FORMAT, IMAGENET_MEAN, IMAGENET_STD, write_index, write_shard
+from kdnb.data.cache import FORMAT, IMAGENET_MEAN, IMAGENET_STD, write_index, write_shard
 
 
 def write_cache(

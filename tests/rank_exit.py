@@ -10,7 +10,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from kdnb import ranks
+from kdnb import distributed
 
 
 def talk(rank: int, port: int):
@@ -19,7 +19,7 @@ def talk(rank: int, port: int):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[rank % len(processors)]})
-    ranks.connect()
+    distributed.init_distributed()
     torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
     for thread in map(int, os.listdir("/proc/self/task")):
         if thread != os.getpid():

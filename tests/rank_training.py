@@ -1,4 +1,4 @@
-"""What the processes of tests/test_ranks.py do: `python -m torch.distributed.run --nproc-per-node N tests/rank_training.py …`."""
+"""What the processes of tests/test_distributed.py do: `python -m torch.distributed.run --nproc-per-node N <this file> …`."""
 
 import json
 import os
@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from training import Net, frozen_teacher, mse
 
-from kdnb import ranks
+from kdnb import distributed
 from kdnb.data.loader import build_pretraining_dataloader
-from kdnb.data.text_loader import TextLoader
-from kdnb.data.tokens import TokenTable
 from kdnb.data.views import SimpleTransform
-from kdnb.runs import Run, find_device, set_seed
-from kdnb.train import train
+from kdnb.distillation.train import train
+from kdnb.distributed import find_device
+from kdnb.runs import Run, set_seed
+from kdnb.text.batches import TextLoader
+from kdnb.text.tokens import TokenTable
 
 _DRAWING = {"plain": False, "batch_size": 8, "epochs": 6}  # dropout, and batch norm, which wants two images a rank
 
@@ -34,7 +35,7 @@ def images(cache: Path, out: Path, **changes):
 
     def watch(views, batch):
         seen.append(batch["id"].tolist())
-        if stop_at is not None and ranks.rank() == ranks.world() - 1 and len(seen) == stop_at:
+        if stop_at is not None and distributed.rank() == distributed.world() - 1 and len(seen) == stop_at:
             os.kill(os.getpid(), signal.SIGUSR1)
         if len(seen) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,11 +75,11 @@ if __name__ == "__main__":
         found |= {"texts": texts(out), "dropout": images(cache, out, name="dropout", **_DRAWING)}
         found["name"] = Run(None, {}, outputs=out).name
         try:
-            images(cache, out, name="odd", batch_size=ranks.world() + 1 if ranks.world() > 1 else 4)
+            images(cache, out, name="odd", batch_size=distributed.world() + 1 if distributed.world() > 1 else 4)
         except ValueError as error:
             found["odd"] = str(error)
         try:
-            ranks.require_same("the cache", "a" if ranks.rank() == 0 else "b")
+            distributed.require_same("the cache", "a" if distributed.rank() == 0 else "b")
         except ValueError as error:
             found["different"] = str(error)
     elif what == "stop":
@@ -89,9 +90,11 @@ if __name__ == "__main__":
     elif what == "go on":
         found = images(cache, out, name="stopped")
     elif what == "sync":
-        found = images(cache, out, name="sync", **_DRAWING, dropout=0.0, batch_norm="sync" if ranks.world() > 1 else "local")
+        found = images(
+            cache, out, name="sync", **_DRAWING, dropout=0.0, batch_norm="sync" if distributed.world() > 1 else "local"
+        )
     elif what == "killed":
         images(cache, out, name="killed", **_DRAWING, save_every_steps=2, kill_at=9)
     elif what == "go on after a kill":
         found = images(cache, out, name="killed", **_DRAWING)
-    (out / f"{what}_{ranks.world()}_{ranks.rank()}.json").write_text(json.dumps(found))
+    (out / f"{what}_{distributed.world()}_{distributed.rank()}.json").write_text(json.dumps(found))

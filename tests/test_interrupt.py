@@ -16,7 +16,7 @@ from training import Net, frozen_teacher, mse
 from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.views import SimpleTransform
 from kdnb.runs import Run, set_seed
-from kdnb.train import train
+from kdnb.distillation.train import train
 
 loader = build_pretraining_dataloader(cache_dir={cache!r}, batch_size=4, shuffle="all", reuse_buffers=True, **{workers!r})
 views = SimpleTransform(size=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

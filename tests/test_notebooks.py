@@ -10,7 +10,7 @@ import yaml
 from papermill import execute_notebook, inspect_notebook
 
 from kdnb.params import check_params, names_for, params_for
-from kdnb.params.cell import cell_source, literal, write_cell
+from kdnb.params.notebook import cell_source, literal, write_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

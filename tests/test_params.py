@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from kdnb.params import ParameterError, check_params, names_for, params_for
-from kdnb.params.cell import cell_source
+from kdnb.params.notebook import cell_source
 from kdnb.params.table import TABLE
 
 

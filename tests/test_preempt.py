@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from kdnb.preempt import SIGNALS, Preempted, watching
+from kdnb.distributed import SIGNALS, Preempted, catch_signals
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def came():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noticed_in_the_block_and_handed_back_after_it(came, number):
-    with pytest.raises(Preempted), watching() as asked:
+    with pytest.raises(Preempted), catch_signals() as asked:
         assert asked.by == ""
         os.kill(os.getpid(), number)
         assert asked.by == signal.Signals(number).name and came == []
@@ -33,14 +33,14 @@ def test_a_signal_is_noticed_in_the_block_and_handed_back_after_it(came, number)
 
 
 def test_a_block_that_ends_in_another_way_hands_the_signals_back(came):
-    with pytest.raises(ValueError, match="a bug"), watching():
+    with pytest.raises(ValueError, match="a bug"), catch_signals():
         raise ValueError("a bug")
     os.kill(os.getpid(), signal.SIGUSR1)
     assert came == ["SIGUSR1"]
 
 
 def test_a_rank_that_stopped_for_another_survives_its_own_signal(came):
-    with pytest.raises(Preempted), watching() as asked:
+    with pytest.raises(Preempted), catch_signals() as asked:
         raise Preempted("another rank was asked to stop")
     for number in (signal.SIGUSR1, signal.SIGTERM):
         os.kill(os.getpid(), number)
@@ -48,7 +48,7 @@ def test_a_rank_that_stopped_for_another_survives_its_own_signal(came):
 
 
 def test_a_second_interrupt_stops_at_once_and_other_signals_do_not(came):
-    with pytest.raises(KeyboardInterrupt), watching() as asked:
+    with pytest.raises(KeyboardInterrupt), catch_signals() as asked:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert asked.by == "SIGINT"
@@ -60,7 +60,7 @@ def test_a_second_interrupt_stops_at_once_and_other_signals_do_not(came):
 
 def test_what_the_process_ignores_stays_ignored(came):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a job in a shell's background
-    with watching() as asked:
+    with catch_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.by == ""
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Layer of each module; a module imports only from layers above its own, that is, with a smaller number.
+# Layer of each module or folder; a module imports only from layers above its own, that is, with a smaller number.
 LAYERS = {
-    0: "kdnb.files kdnb.ranks kdnb.preempt kdnb.params kdnb.runs kdnb.losses kdnb.schedules kdnb.progress kdnb.records",
-    1: "kdnb.data.shards kdnb.data.shardfile kdnb.data.stored kdnb.data.keyed kdnb.data.order kdnb.data.reader kdnb.data.views "
-    "kdnb.data.answers kdnb.data.filling kdnb.data.parts kdnb.data.augment kdnb.data.images kdnb.data.tables kdnb.data.splits "
-    "kdnb.data.decode kdnb.data.overlap kdnb.data.text kdnb.data.textfiles kdnb.data.stratified kdnb.data.tokens "
-    "kdnb.data.docstrings kdnb.data.coverage kdnb.models",
-    2: "kdnb.data.datasets kdnb.data.epochs kdnb.data.loader kdnb.data.text_loader kdnb.data.device_loader "
-    "kdnb.teachers kdnb.knowledge kdnb.data.precompute kdnb.evaluation kdnb.plots kdnb.checkpoint",
-    3: "kdnb.train",
-    4: "kdnb.recipes kdnb.papermill",
-    5: "kdnb.api",
+    0: "kdnb.files kdnb.distributed kdnb.params kdnb.runs kdnb.losses kdnb.progress",
+    1: "kdnb.data kdnb.models",
+    2: "kdnb.text.texts kdnb.text.docstrings kdnb.text.tokens kdnb.text.batches kdnb.text.classifier kdnb.text.small_text "
+    "kdnb.evaluation.features kdnb.evaluation.probe kdnb.evaluation.knn kdnb.evaluation.quality kdnb.evaluation.compare "
+    "kdnb.evaluation.evaluator kdnb.evaluation.statistics kdnb.plots",
+    4: "kdnb.evaluation kdnb.text kdnb.papermill",
+    5: "kdnb.distillation.checks kdnb.distillation.run kdnb.distillation.tour",
+    3: "kdnb.distillation",
+    6: "kdnb.api",
 }
 # Inside a layer, a module may lean on another of its own folder, and these do so beside.
-SIDEWAYS = {("kdnb.runs", "kdnb.files"), ("kdnb.runs", "kdnb.ranks"), ("kdnb.params.show", "kdnb.progress")}
+SIDEWAYS = {("kdnb.runs", "kdnb.files"), ("kdnb.runs", "kdnb.distributed"), ("kdnb.params.notebook", "kdnb.progress")}
 
 
 def layer_of(module: str) -> int:
-    for number, modules in LAYERS.items():
-        if any(module == name or module.startswith(name + ".") for name in modules.split()):
-            return number
+    named = {name: number for number, modules in LAYERS.items() for name in modules.split()}
+    for name in sorted(named, key=len, reverse=True):  # a folder's layer is that of its modules without one of their own
+        if f"{module}.".startswith(f"{name}."):
+            return named[name]
     raise AssertionError(f"{module} has no layer; give it one in tests/test_project.py")
 
 

@@ -20,11 +20,11 @@ print(json.loads(get_connection_info())["transport"])
 # A sum over ranks again and again, a file when it has begun; what a rank does when asked is written by each test.
 SUMS = """
 import os, pathlib, time, torch, torch.distributed as dist
-from kdnb.preempt import Preempted, watching
+from kdnb.distributed import Preempted, catch_signals
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 pathlib.Path(out, f"pid{rank}").write_text(str(os.getpid()))
-with watching() as asked:
+with catch_signals() as asked:
     for step in range(3000):
         flag = torch.tensor(float(bool(asked.by)))
         dist.all_reduce(flag)
@@ -95,7 +95,7 @@ def test_a_rank_writes_its_own_output_only_where_that_is_asked_for(tmp_path, ran
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_kernel_and_the_code_says_try_again(tmp_path, number):
-    wait = "from kdnb.preempt import Preempted, watching\nimport pathlib, time\nwith watching() as asked:\n"
+    wait = "from kdnb.distributed import Preempted, catch_signals\nimport pathlib, time\nwith catch_signals() as asked:\n"
     wait += "    pathlib.Path(out, 'pid').write_text('')\n    while not asked.by:\n        time.sleep(0.01)\n"
     wait += "raise Preempted(f'wrote a checkpoint after {asked.by}')"
     process = start(notebook(tmp_path / "in.ipynb", wait, out=str(tmp_path)))

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 from test_rank_papermill import SUMS, begun, notebook, outputs, wait_for
 
+from kdnb.data.cache import open_shard, read_index
 from kdnb.data.keyed import permutation
-from kdnb.data.shards import open_shard, read_index
 from kdnb.params import names_for
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -9,10 +9,10 @@ from torch import nn
 
 from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.views import RepeatedViews, SimpleTransform
+from kdnb.distillation.teacher import LiveTeacher
+from kdnb.distillation.train import train
 from kdnb.losses import standardised_mse
 from kdnb.runs import Run, set_seed
-from kdnb.teachers import LiveTeacher
-from kdnb.train import train
 
 REGIMES = {
     "full": {"regime": "full"},

@@ -151,7 +151,7 @@ class RawImageDataset(CachedTensorDataset):
     """The same interface without a cache: each image is decoded and resized when it is asked for.
 
     Args:
-        source: from `kdnb.data.images.open_source`, not streaming. image_size, resize, permutation_seed: as in precompute.
+        source: from `kdnb.data.sources.open_source`, not streaming. image_size, resize, permutation_seed: as in precompute.
         order: regime and seeds; its `shard_sizes` cut the source as precompute would.
     """
 

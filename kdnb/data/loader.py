@@ -14,15 +14,41 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from kdnb.data.datasets import (
-    CachedTensorDataset,
-    FixedShardSubsetCachedDataset,
-    RandomSubsetCachedDataset,
-    RawImageDataset,
-)
-from kdnb.data.epochs import EpochLoader, batch_cap, part_of
-from kdnb.data.images import open_source
-from kdnb.data.order import Order, even_shards
+from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RandomSubsetCachedDataset, RawImageDataset
+from kdnb.data.order import EpochPlan, Order, batch_cap, even_shards, rank_slice
+from kdnb.data.sources import open_source
+
+
+class EpochLoader(EpochPlan):
+    """The plan of a data set's epochs, which a loader then reads: see `EpochPlan` for the other arguments."""
+
+    def __init__(self, dataset: CachedTensorDataset, *, device: str | torch.device = "cpu", **plan):
+        super().__init__(dataset.order, **plan)
+        self.dataset, self.device = dataset, torch.device(device)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """What tells the data: the same on every process that reads the same."""
+        source = getattr(self.dataset, "source", None)
+        fingerprint = self.dataset.reader.index["fingerprint"] if source is None else source.fingerprint
+        return f"{fingerprint} {self.dataset.order}"
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch that iterating gives."""
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.num_batches(self.dataset.epoch)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self.batches(self.dataset.epoch)
+
+    def _positions(self, epoch: int, start: int) -> list[np.ndarray]:
+        self.dataset.set_epoch(epoch)
+        positions = self.dataset.positions()
+        whole = (positions[k * self.batch_size :][: self.batch_size] for k in range(start, self.num_batches(epoch)))
+        return [rank_slice(batch, self.rank, self.world) for batch in whole]
+
 
 _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
 
@@ -194,7 +220,7 @@ class WorkerLoader(EpochLoader):
         self.dataset.set_epoch(epoch)
         samples, size = self.num_samples(epoch), self.batch_size
         whole = (range(k, min(k + size, samples)) for k in range(start * size, samples, size))
-        self._plan.batches = [part_of(batch, self.rank, self.world) for batch in whole]
+        self._plan.batches = [rank_slice(batch, self.rank, self.world) for batch in whole]
         for batch in self._loader:
             yield _to_device(batch, self.device)
 
@@ -220,3 +246,67 @@ class _BatchPlan:
 def _to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Images and labels to the device; ids stay on the host, where views are drawn from them."""
     return {name: v if name == "id" else v.to(device, non_blocking=True) for name, v in batch.items()}
+
+
+class DeviceLoader(EpochLoader):
+    """The batches of a `CachedTensorDataset` from the device's memory.
+
+    Args:
+        loader: reads the same batches from the disk; its data set, device, batch size and cap are taken over.
+        epochs: how many epochs the run has: only shards that they visit are copied.
+    """
+
+    def __init__(self, loader: BatchReader, *, epochs: int):
+        settings = {name: getattr(loader, name) for name in ("batch_size", "device", "max_batches", "drop_last")}
+        super().__init__(loader.dataset, **settings)
+        reader, shards = loader.dataset.reader, visited_shards(loader, epochs)
+        starts = np.concatenate([[0], np.cumsum(reader.shard_sizes, dtype=np.int64)])
+        count = sum(reader.shard_sizes[shard] for shard in shards)
+        self._place = np.full(len(reader), -1, dtype=np.int64)  # of each position of the cache, among the rows here
+        self._ids = np.empty(count, dtype=np.int64)
+        self._images = torch.empty((count, *reader.row_shape), dtype=reader.dtype, device=self.device)
+        self._labels = torch.empty(count, dtype=torch.int64, device=self.device) if reader.labelled else None
+        row = 0
+        for shard in shards:
+            batch = reader.read(np.arange(starts[shard], starts[shard + 1]))
+            part = slice(row, row + len(batch["id"]))
+            self._images[part].copy_(batch["image"])
+            self._ids[part] = batch["id"].numpy()
+            if self._labels is not None:
+                self._labels[part].copy_(batch["label"])
+            self._place[starts[shard] : starts[shard + 1]] = np.arange(part.start, part.stop)
+            row = part.stop
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of `epoch` from batch number `start` on; each owns its memory."""
+        plan = self._positions(epoch, start)
+        # All of the epoch's rows go over at once: a copy per batch would be waited for.
+        rows = torch.from_numpy(self._place[np.concatenate(plan)] if plan else np.empty(0, np.int64)).to(self.device)
+        at = 0
+        for positions in plan:
+            chosen = rows[at : at + len(positions)]
+            batch = {"image": self._images.index_select(0, chosen), "id": torch.from_numpy(self._ids[self._place[positions]])}
+            if self._labels is not None:
+                batch["label"] = self._labels.index_select(0, chosen)
+            at += len(positions)
+            yield batch
+
+
+def visited_shards(loader: BatchReader, epochs: int) -> list[int]:
+    """Places in the index of the shards that the first `epochs` epochs visit, ascending."""
+    order = loader.dataset.order
+    starts = np.cumsum(order.shard_sizes)
+    seen = np.zeros(len(order.shard_sizes), dtype=bool)
+    for epoch in range(1 if order.regime in ("full", "fixed") and loader.max_batches is None else epochs):
+        positions = order.epoch(epoch)[: loader.num_samples(epoch)]
+        seen[np.unique(np.searchsorted(starts, positions, side="right"))] = True
+        if seen.all():
+            break
+    return np.flatnonzero(seen).tolist()
+
+
+def bytes_on_device(loader: BatchReader, epochs: int) -> int:
+    """Bytes of the images and labels that `DeviceLoader` would copy."""
+    reader = loader.dataset.reader
+    rows = sum(reader.shard_sizes[shard] for shard in visited_shards(loader, epochs))
+    return rows * (int(np.prod(reader.row_shape)) * reader.dtype.itemsize + 8 * reader.labelled)

@@ -12,11 +12,19 @@ import re
 import time
 from pathlib import Path
 
+from kdnb.data.cache import STORAGE_DTYPES
+from kdnb.data.cache_writer import (
+    CacheError,
+    CacheWriter,
+    cache_facts,
+    check_parts,
+    covered,
+    only_writer,
+    recorded_facts,
+    stored_shards,
+    writing,
+)
 from kdnb.data.decode import RESIZE_MODES, decode_all
-from kdnb.data.filling import Filling
-from kdnb.data.parts import check_parts
-from kdnb.data.shards import STORAGE_DTYPES
-from kdnb.data.stored import CacheError, cache_facts, covered, only_writer, recorded_facts, stored_shards, writing
 from kdnb.files import remove_temporary
 
 __all__ = ["CacheError", "precompute"]
@@ -44,8 +52,8 @@ def precompute(
     """Fill `cache_dir` with the images of `source`, or go on filling it, and return the cache's index.
 
     Args:
-        source: from `kdnb.data.images.open_source`.
-        image_size, resize: side of the stored square, and how an image becomes one (see `kdnb.data.images.resize`).
+        source: from `kdnb.data.sources.open_source`.
+        image_size, resize: side of the stored square, and how an image becomes one (see `kdnb.data.decode.resize`).
         storage: `uint8` loses nothing; `float32` and `float16` hold images normalised with ImageNet's mean and std.
         max_samples: images to store, None for all; a larger number later extends the cache.
         permutation_seed: store the source in a random order, the same for the same seed; None keeps its order. The default, 0,
@@ -55,7 +63,7 @@ def precompute(
             `refuse` stops at the first.
         verify: compare the checksums of all stored shards and make altered ones again; sizes are always compared.
         part, parts: make only every `parts`-th shard, from number `part` on; other jobs make the others, at any time and on
-            any machine that shares the folder (see `kdnb.data.parts`).
+            any machine that shares the folder (see `kdnb.data.cache_writer`).
         progress: object with `update(done, total=, images_per_second=, seconds_left=, bytes_written=)`.
 
     Raises:
@@ -87,7 +95,7 @@ def precompute(
         seed, why = _stored_order(source, folder, permutation_seed)
         facts = cache_facts(source, permutation_seed=seed, **settings)
         facts, index, entries = stored_shards(folder, source, facts, verify=verify, mine=lambda n: n % parts == part)
-        cache = Filling(source, folder, facts, index, entries, max_samples, part, parts)
+        cache = CacheWriter(source, folder, facts, index, entries, max_samples, part, parts)
         if cache.total is None or cache.missing():
             space = cache.check_space()
             if why:
@@ -128,7 +136,7 @@ def _stored_order(source, folder: Path, asked: int | None) -> tuple[int | None, 
 class _Report:
     """Calls progress every few images."""
 
-    def __init__(self, cache: Filling, progress):
+    def __init__(self, cache: CacheWriter, progress):
         self._cache, self._progress = cache, progress
         self._before = sum(covered(entry) for entry in cache.entries.values())
         self._made, self._written, self._start = 0, 0, time.monotonic()

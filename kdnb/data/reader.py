@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdnb.data.shards import STORAGE_DTYPES, ShardError, open_shard, quick_fault, read_index
+from kdnb.data.cache import STORAGE_DTYPES, ShardError, open_shard, quick_fault, read_index
 
 _SMALL_ROW = 32 * 1024  # bytes; below, asking row by row costs more than reading the whole shard ahead once
 # Advice on the mapping itself needs no file descriptor, of which a cache of thousands of shards would use up too many.

@@ -5,27 +5,137 @@ takes milliseconds (seconds with a thousand classes); speed `seconds`, or three 
 measured in turn, so that what slows the machine down for a while slows down both.
 """
 
+import math
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import nn
 
 from kdnb.evaluation.features import stratified_split
-from kdnb.evaluation.quality import agreement
-from kdnb.evaluation.scores import checked_labels, classification_scores
-from kdnb.evaluation.speed import interleaved_seconds
+from kdnb.evaluation.quality import agreement, expected_calibration_error
 from kdnb.files import write_atomically, write_json
 from kdnb.models.vision import count_parameters
+
+_WARM_UP, _LEAST_ROUNDS = 3, 3
+
+
+def interleaved_seconds(
+    calls: Mapping[str, Callable[[], object]], *, device: str | torch.device, rounds: int = 15, seconds: float = 3.0
+) -> dict[str, list[float]]:
+    """Seconds that each of `calls` took in each round, under inference mode, until the device had done it.
+
+    Every round makes each call once, in the order given and then in the opposite one, by turns. Ends after `rounds`
+    rounds, or earlier once `seconds` are over, but never before three. Up to three rounds before do not count: they
+    load, compile and tune; they end once they took a fifth of the budget.
+    """
+    taken, order, device = {name: [] for name in calls}, list(calls), torch.device(device)
+    begun = perf_counter()
+    with torch.inference_mode():
+        for _ in range(_WARM_UP):
+            for name in order:
+                calls[name]()
+            _synchronise(device)
+            if perf_counter() - begun > seconds / 5:
+                break
+        for number in range(max(rounds, _LEAST_ROUNDS)):
+            if number >= _LEAST_ROUNDS and perf_counter() - begun > seconds:
+                break
+            for name in order:
+                start = perf_counter()
+                calls[name]()
+                _synchronise(device)
+                taken[name].append(perf_counter() - start)
+            order.reverse()
+    return taken
+
+
+def _synchronise(device: torch.device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+_HOTTEST = 100.0  # temperature, and its inverse the coldest: logits that are all right would ask for 0
+
+
+def classification_scores(logits: torch.Tensor, labels: torch.Tensor, held_out: torch.Tensor | None) -> dict:
+    """Scores of logits [N, C] against labels int64 [N].
+
+    Args:
+        held_out: bool [N], the rows on which calibration is measured, with a temperature fitted on the others; None: not.
+
+    Returns:
+        {"accuracy", "macro_f1", "per_class_accuracy", "temperature", "calibration_error", "calibration_error_scaled"}; None is
+        what cannot be known. Classes that are neither among the labels nor among the predictions have no part in macro_f1.
+    """
+    from sklearn.metrics import f1_score
+
+    predictions, classes = logits.argmax(1), logits.shape[1]
+    right = predictions == labels
+    rows = labels.bincount(minlength=classes)
+    per_class = labels[right].bincount(minlength=classes).double() / rows
+    found = {
+        "accuracy": right.double().mean().item(),
+        "macro_f1": f1_score(labels.numpy(), predictions.numpy(), average="macro", zero_division=0.0),
+        "per_class_accuracy": [None if math.isnan(value) else value for value in per_class.tolist()],
+        "temperature": None,
+        "calibration_error": None,
+        "calibration_error_scaled": None,
+    }
+    if held_out is not None:
+        temperature = calibrated_temperature(logits[~held_out], labels[~held_out])
+        rest, true = logits[held_out], labels[held_out]
+        found["temperature"] = temperature
+        found["calibration_error"] = expected_calibration_error(rest, true)
+        found["calibration_error_scaled"] = expected_calibration_error(rest.double() / temperature, true)
+    return found
+
+
+def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The T that minimises the mean negative log-likelihood of softmax(logits / T) on these rows (Guo et al. 2017).
+
+    The loss is convex in 1 / T, so its slope has one zero, found by Brent's method. From 0.01 (every row is right: the
+    surer, the better) to 100 (worse than guessing); 1 where T makes no difference.
+    """
+    from scipy.optimize import brentq
+
+    z = logits.detach().cpu().double()
+    z = z - z.gather(1, checked_labels(labels, *z.shape)[:, None])  # the loss is then log sum exp(z / T)
+
+    def slope(log_inverse: float) -> float:
+        return ((z * math.exp(log_inverse)).softmax(1) * z).sum(1).mean().item()
+
+    low, high = -math.log(_HOTTEST), math.log(_HOTTEST)
+    if slope(0.0) == 0:
+        return 1.0
+    if slope(low) >= 0:
+        return _HOTTEST
+    return 1 / _HOTTEST if slope(high) <= 0 else math.exp(-brentq(slope, low, high, xtol=1e-7))
+
+
+def checked_labels(labels: torch.Tensor, rows: int, classes: int) -> torch.Tensor:
+    """`labels` as int64 [rows] on the CPU; a ValueError where they are of another length, or outside 0..classes-1."""
+    if labels.shape != (rows,) or not rows:
+        raise ValueError(
+            f"labels have shape {list(labels.shape)}, but the logits have {rows} rows; pass the labels of these rows."
+        )
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels go from {low} to {high}; allowed is 0 to {classes - 1}, for the logits have {classes} columns.")
+    return labels.detach().cpu().long()
+
 
 _ROLES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelReport:
     """One of the two models.
 
     Attributes:
@@ -45,8 +155,8 @@ class Side:
 
 
 def compare_models(
-    teacher: Side,
-    student: Side,
+    teacher: ModelReport,
+    student: ModelReport,
     *,
     labels: torch.Tensor | None,
     classes: Sequence[str] | None,
@@ -105,7 +215,7 @@ def compare_models(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "comparison_results.json", results, allow_nan=False, ensure_ascii=False)
-    from kdnb import plots  # matplotlib loads where it is used
+    from kdnb import plots
 
     figure = plots.comparison_figure(results)
     picture = folder / "teacher_student_comparison.png"
@@ -113,7 +223,7 @@ def compare_models(
     return results
 
 
-def _speed(sides: dict[str, Side], *, device: torch.device, rounds: int, seconds: float) -> tuple[dict, dict]:
+def _speed(sides: dict[str, ModelReport], *, device: torch.device, rounds: int, seconds: float) -> tuple[dict, dict]:
     """Per role latency and throughput; and how many rounds of either kind there were."""
     modules = [module for side in sides.values() for module in side.model.modules()]
     modes = [module.training for module in modules]
@@ -148,7 +258,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
     return part / whole if whole and part is not None else None
 
 
-def _bytes_of(side: Side) -> int:
+def _bytes_of(side: ModelReport) -> int:
     if side.folder is not None:
         if not Path(side.folder).is_dir():
             raise FileNotFoundError(f"the {side.name}'s folder {side.folder} is not there; save the model first, or pass None.")
@@ -163,7 +273,7 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({platform.processor() or platform.machine()})"
 
 
-def _check_logits(teacher: Side, student: Side):
+def _check_logits(teacher: ModelReport, student: ModelReport):
     for side in (teacher, student):
         if side.logits.ndim != 2 or 0 in side.logits.shape or not torch.isfinite(side.logits).all():
             shape = list(side.logits.shape)

@@ -107,8 +107,6 @@ def require_model(name: str):
     """
     import timm
 
-    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
-
     if _as_folder(name) is not None:
         return
     base, _, tag = name.partition(".")
@@ -240,7 +238,7 @@ def require_as_many_layers(student_layers: Sequence, feature_layers: Sequence):
 
 
 def required_size(model: nn.Module) -> int | None:
-    """Side of the only images that a timm model takes, such as a ViT's `img_size`; None where any size will do."""
+    """ModelReport of the only images that a timm model takes, such as a ViT's `img_size`; None where any size will do."""
     patches = getattr(model, "patch_embed", None)
     size = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
     return size[0] if size else None

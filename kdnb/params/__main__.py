@@ -7,8 +7,7 @@ python -m kdnb.params --write        write the parameters cells of all notebooks
 import sys
 from pathlib import Path
 
-from kdnb.params.cell import literal, write_cell
-from kdnb.params.check import params_for
+from kdnb.params.notebook import literal, params_for, write_cell
 from kdnb.params.table import TABLE
 
 _NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"

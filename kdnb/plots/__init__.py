@@ -13,8 +13,7 @@ from kdnb.plots.evaluation import (
     quality_curves,
     seed_bands,
 )
-from kdnb.plots.losses import loss_curves, loss_parts
-from kdnb.plots.training import bars, image_grid, step_parts, step_time, view_grid, visit_map
+from kdnb.plots.training import bars, image_grid, loss_curves, loss_parts, step_parts, step_time, view_grid, visit_map
 
 __all__ = [
     "accuracy_curves",

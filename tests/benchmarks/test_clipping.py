@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.images import open_source
 from kdnb.data.loader import BatchReader, build_pretraining_dataloader
 from kdnb.data.precompute import precompute
+from kdnb.data.sources import open_source
 from kdnb.data.views import CleanTransform
+from kdnb.distillation.train import train
 from kdnb.evaluation.features import Features, extract_features
 from kdnb.evaluation.probe import linear_probe
 from kdnb.evaluation.statistics import mean_interval
 from kdnb.losses import DistillationLoss
 from kdnb.models.vision import FeatureModel, Student, build_model, freeze
 from kdnb.runs import Run, set_seed
-from kdnb.train import train
 
 pytestmark = pytest.mark.benchmark
 VIEW, LIMIT = CleanTransform(size=32), 0.25

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from kdnb.data.images import open_source
 from kdnb.data.precompute import precompute
+from kdnb.data.sources import open_source
 
 pytestmark = pytest.mark.benchmark
 
@@ -24,8 +24,8 @@ from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.views import SimpleTransform
 from kdnb.losses import DistillationLoss
 from kdnb.runs import Run
-from kdnb.teachers import LiveTeacher
-from kdnb.train import train
+from kdnb.distillation.teacher import LiveTeacher
+from kdnb.distillation.train import train
 
 peak = 0
 def watch():

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from kdnb.evaluation.features import Features
-from kdnb.evaluation.logistic import fit_logistic
-from kdnb.evaluation.probe import linear_probe
+from kdnb.evaluation.probe import fit_logistic, linear_probe
 
 pytestmark = pytest.mark.benchmark
 ROWS, TEST_ROWS, WIDTH, CLASSES, C, ROUNDS = 50_000, 10_000, 64, 10, 1.0, 3

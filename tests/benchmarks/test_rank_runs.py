@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kdnb.data.images import open_source
 from kdnb.data.precompute import precompute
+from kdnb.data.sources import open_source
 from kdnb.runs import anchored
 
 pytestmark = pytest.mark.benchmark
@@ -104,12 +104,12 @@ JOB = """
 import sys
 import time
 from pathlib import Path
-from kdnb import ranks
-from kdnb.data.images import open_source
+from kdnb import distributed
+from kdnb.data.sources import open_source
 from kdnb.data.precompute import precompute
 source, begun = open_source(sys.argv[1]), time.monotonic()
-precompute(source, sys.argv[2], image_size=224, shard_size=256, part=ranks.rank(), parts=ranks.world())
-Path(sys.argv[2] + f"_seconds{ranks.rank()}").write_text(str(time.monotonic() - begun))
+precompute(source, sys.argv[2], image_size=224, shard_size=256, part=distributed.rank(), parts=distributed.world())
+Path(sys.argv[2] + f"_seconds{distributed.rank()}").write_text(str(time.monotonic() - begun))
 """
 
 

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from kdnb.data.augment import normalise
+from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD, images_offset, read_index
 from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.decode import decode, resize
 from kdnb.data.loader import BatchReader
 from kdnb.data.reader import ShardReader
-from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD, images_offset, read_index
 
 pytestmark = pytest.mark.benchmark
 BATCH, ROUNDS = 64, 7

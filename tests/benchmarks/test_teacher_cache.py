@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdnb.data.images import open_source
 from kdnb.data.precompute import precompute
-from kdnb.recipes.probe import Probe
-from kdnb.recipes.trial import build_pieces, train_trial
+from kdnb.data.sources import open_source
+from kdnb.distillation.run import build_pieces, train_trial
+from kdnb.evaluation.student_probe import Probe
 from kdnb.runs import Run, set_seed
 
 pytestmark = pytest.mark.benchmark

@@ -17,13 +17,13 @@ import torch
 from test_notebooks import defaults
 from torch.nn.functional import cross_entropy
 
-from kdnb.data.stratified import stratified_rows
 from kdnb.losses import DistillationLoss
-from kdnb.models.small_text import make_small_classifier
 from kdnb.params import check_params
-from kdnb.recipes import text, text_teacher
 from kdnb.runs import Run
-from kdnb.teachers import CachedLogits, LiveTextTeacher
+from kdnb.text import soft_labels, text_teacher
+from kdnb.text.small_text import make_small_classifier
+from kdnb.text.soft_labels import CachedLogits, LiveTextTeacher
+from kdnb.text.texts import stratified_rows
 
 pytestmark = pytest.mark.benchmark
 SEEDS = (0, 1, 2)
@@ -65,19 +65,19 @@ def test_soft_labels_against_labels_alone_on_ag_news(real_data, tmp_path):
     accuracy: dict[str, list[float]] = {}
     for seed in SEEDS:
         p = parameters(real_data / "ag_news", seed=seed)
-        data = text.load_data(p)
+        data = soft_labels.load_data(p)
         p.teacher = small(tmp_path / f"teacher{seed}", data, TEACHER, seed)
         p.student = small(tmp_path / f"student{seed}", data, STUDENT, seed)
         p.teacher_head, p.epochs = "finetune", 5
         teacher = text_teacher.build_teacher(p, data)
         text_teacher.check_teacher(p, teacher, data)
-        accuracy.setdefault("teacher", []).append(text.accuracy(p, teacher, data.test))
-        logits = text.answers(p, teacher, data.pool)
+        accuracy.setdefault("teacher", []).append(soft_labels.accuracy(p, teacher, data.test))
+        logits = soft_labels.answers(p, teacher, data.pool)
         for name, (count, alpha, epochs) in RUNS.items():
             rows = range(len(data.pool)) if count is None else stratified_rows(data.pool.labels, count, seed=seed)
-            p.epochs, part = epochs, text.Data(data.pool, data.pool.take(rows), data.validation, data.test)
-            student, _ = text.distil(p, part, logits[list(rows)], Run(f"{seed} {name}", {}, outputs=tmp_path), alpha=alpha)
-            accuracy.setdefault(name, []).append(text.accuracy(p, student, data.test))
+            p.epochs, part = epochs, soft_labels.Data(data.pool, data.pool.take(rows), data.validation, data.test)
+            student, _ = soft_labels.distil(p, part, logits[list(rows)], Run(f"{seed} {name}", {}, outputs=tmp_path), alpha=alpha)
+            accuracy.setdefault(name, []).append(soft_labels.accuracy(p, student, data.test))
     means = report(accuracy)
     assert means["all rows, no labels"] > means["200 rows, labels only"] > 0.25
 
@@ -87,31 +87,31 @@ def test_soft_labels_against_labels_alone_on_the_built_in_texts(tmp_path):
     given, accuracy = defaults("soft_distill_text"), {}
     for seed in SEEDS:
         p = check_params(given | {"seed": seed}, "soft_distill_text")
-        data = text.load_data(p)
+        data = soft_labels.load_data(p)
         teacher = text_teacher.build_teacher(p, data)
-        accuracy.setdefault("teacher", []).append(text.accuracy(p, teacher, data.test))
-        logits = text.answers(p, teacher, data.train)
+        accuracy.setdefault("teacher", []).append(soft_labels.accuracy(p, teacher, data.test))
+        logits = soft_labels.answers(p, teacher, data.train)
         for alpha in (0.0, p.alpha, 1.0):
-            student, _ = text.distil(p, data, logits, Run(f"{seed} {alpha}", {}, outputs=tmp_path), alpha=alpha)
-            accuracy.setdefault(f"alpha {alpha}", []).append(text.accuracy(p, student, data.test))
+            student, _ = soft_labels.distil(p, data, logits, Run(f"{seed} {alpha}", {}, outputs=tmp_path), alpha=alpha)
+            accuracy.setdefault(f"alpha {alpha}", []).append(soft_labels.accuracy(p, student, data.test))
     assert min(report(accuracy).values()) > 2 / len(data.classes)
 
 
 def test_a_step_with_cached_logits_costs_what_a_supervised_step_costs(real_data, tmp_path):
     p = parameters(real_data / "ag_news", seed=0)
-    data = text.load_data(p)
+    data = soft_labels.load_data(p)
     p.teacher, p.student = small(tmp_path / "t", data, TEACHER, 0), small(tmp_path / "s", data, STUDENT, 0)
-    student, teacher = text.build_student(p, data).train(), text_teacher.build_teacher(p, data)
+    student, teacher = soft_labels.build_student(p, data).train(), text_teacher.build_teacher(p, data)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     soft = DistillationLoss("soft_targets", temperature=3.0, alpha=0.7)
-    cached, live = CachedLogits(text.answers(p, teacher, data.train)), LiveTextTeacher(teacher)
+    cached, live = CachedLogits(soft_labels.answers(p, teacher, data.train)), LiveTextTeacher(teacher)
     losses = {
         "supervised": lambda output, batch: cross_entropy(output["logits"], batch["label"]),
         "cached": lambda output, batch: soft([output], cached([], batch), batch["label"])["loss"],
         "live": lambda output, batch: soft([output], live([], batch), batch["label"])["loss"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in losses}
-    for number, batch in enumerate(text.build_loader(p, data.train, student, teacher).batches(0)):
+    for number, batch in enumerate(soft_labels.build_loader(p, data.train, student, teacher).batches(0)):
         for name in sorted(losses, key=lambda name: (number * len(name)) % 5):  # no kind always comes first
             start = time.perf_counter()
             losses[name](student(batch["text"]), batch).backward()

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from kdnb.data import augment
 from kdnb.data.augment import Resampler, change_colours, gaussian_blur, normalise
-from kdnb.data.shards import IMAGENET_MEAN, IMAGENET_STD
+from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD
 
 CPU = torch.device("cpu")
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kdnb.data.coverage import class_coverage
+from kdnb.data.audit import class_coverage
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RawImageDataset
-from kdnb.data.images import open_source
 from kdnb.data.order import Order, count_visits
 from kdnb.data.precompute import precompute
+from kdnb.data.sources import open_source
 
 
 def test_classes_and_shares_worked_out_by_hand():

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from kdnb.data.device_loader import DeviceLoader, bytes_on_device, visited_shards
-from kdnb.data.loader import build_pretraining_dataloader
+from kdnb.data.loader import DeviceLoader, build_pretraining_dataloader, bytes_on_device, visited_shards
 
 REGIMES = [
     {"regime": "full"}, {"regime": "full", "max_steps_per_epoch": 2}, {"regime": "random", "samples_per_epoch": 11},

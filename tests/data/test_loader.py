@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RandomSubsetCachedDataset
-from kdnb.data.epochs import EpochPlan, batch_cap
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
-from kdnb.schedules import count_steps
+from kdnb.data.order import EpochPlan, batch_cap
+from kdnb.distillation.optim import count_steps
 
 
 def ids(batches) -> list[list[int]]:
@@ -146,8 +146,8 @@ def test_the_builder_makes_each_regime(cache):
 
 
 def test_raw_images_give_the_batches_of_their_cache(tmp_path):
-    from kdnb.data.images import open_source
     from kdnb.data.precompute import precompute
+    from kdnb.data.sources import open_source
 
     precompute(open_source("digits", split="test"), tmp_path, image_size=16, shard_size=50)
     settings = {"regime": "random", "shards_per_epoch": 3, "batch_size": 40, "shuffle": "all", "seed": 2}
@@ -203,7 +203,7 @@ def test_every_epoch_trains_a_step_when_groups_of_batches_are_short(cache):
     ranks = [EpochPlan(plan.order, batch_size=4, drop_last=False) for _ in range(4)]
     for rank, part in enumerate(ranks):
         part.split(rank, 4)
-    assert [part.share(0, 6) for part in ranks] == [1, 1, 1, 0]  # 27 images: the last batch has 3
+    assert [part.local_batch_size(0, 6) for part in ranks] == [1, 1, 1, 0]  # 27 images: the last batch has 3
 
 
 def test_a_negative_epoch_is_refused(cache):

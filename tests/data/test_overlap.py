@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdnb.data.overlap import image_digests, overlap
+from kdnb.data.audit import image_digests, overlap
 
 
 def test_digests_follow_the_pixels(tmp_path, make_cache):

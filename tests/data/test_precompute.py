@@ -18,9 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kdnb.data.images import UnreadableImage, decode, open_source, resize
-from kdnb.data.precompute import CacheError, precompute
-from kdnb.data.shards import images_offset, open_shard, read_index, shard_name, verify, write_index
+from kdnb.data.cache import images_offset, open_shard, read_index, shard_name, verify, write_index
+from kdnb.data.cache_writer import CacheError
+from kdnb.data.decode import UnreadableImage, decode, resize
+from kdnb.data.precompute import precompute
+from kdnb.data.sources import open_source
 
 
 def png(seed: int, size: tuple[int, int] = (12, 16)) -> bytes:
@@ -542,8 +544,9 @@ def run(code: str, *arguments) -> str:
 READ_ONLY = """
 import os, sys, tempfile
 from pathlib import Path
-from kdnb.data.images import open_source
-from kdnb.data.precompute import CacheError, precompute
+from kdnb.data.sources import open_source
+from kdnb.data.cache_writer import CacheError
+from kdnb.data.precompute import precompute
 folder, source = Path(sys.argv[1]), open_source("digits", split="test")
 with tempfile.TemporaryDirectory() as scratch:  # imports all that is needed while all of it can be read
     precompute(source, scratch, image_size=8)
@@ -582,7 +585,7 @@ def test_a_read_only_folder_is_a_sentence_and_a_complete_cache_in_one_is_fine():
 
 ORPHANS = """
 import multiprocessing, sys, time
-from kdnb.data.images import open_source
+from kdnb.data.sources import open_source
 from kdnb.data.precompute import precompute
 class Progress:
     def update(self, done, **info):
@@ -624,8 +627,8 @@ import hashlib, json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from kdnb.data.images import open_source
-from kdnb.data.shards import read_index, verify
+from kdnb.data.sources import open_source
+from kdnb.data.cache import read_index, verify
 from kdnb.data.precompute import precompute
 
 root, wanted = Path(sys.argv[1]), int(sys.argv[2])

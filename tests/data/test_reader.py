@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from kdnb.data.cache import ShardError
 from kdnb.data.reader import ShardReader
-from kdnb.data.shards import ShardError
 
 PATTERNS = {
     "in a row": range(3, 9),

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdnb.data.images import open_source
+from kdnb.data.sources import open_source
 
 OPEN = """
     import json, sys
-    from kdnb.data.images import open_source
+    from kdnb.data.sources import open_source
     source = open_source(**json.loads(sys.argv[1]))
     labels = [label for _, _, label in source.items()]
     print(json.dumps([source.name, source.num_images, source.labelled, source.classes, labels, source.fingerprint]))
@@ -69,14 +69,14 @@ def test_of_tar_files_the_splits_own_are_streamed(hub, with_hub):
 
 
 def test_of_texts_the_splits_own_file_is_fetched_once(hub, with_hub):
-    code = "from kdnb.data.text import open_texts; t = open_texts('dbpedia', split='test'); print(len(t), t.classes[3])"
+    code = "from kdnb.text.texts import open_texts; t = open_texts('dbpedia', split='test'); print(len(t), t.classes[3])"
     assert with_hub(code).splitlines()[-1] == "70 Athlete"
     assert list(hub.fetched(suffix=".parquet")) == ["dbpedia_14/test-00000-of-00001.parquet"]
 
 
 def test_a_name_or_split_that_the_hub_does_not_have_is_a_sentence(with_hub):
     code = """
-        from kdnb.data.images import open_source
+        from kdnb.data.sources import open_source
         for dataset, split in (("owner/nothing", "train"), ("cifar10", "val")):
             try:
                 open_source(dataset, split=split)
@@ -92,7 +92,7 @@ def test_a_name_or_split_that_the_hub_does_not_have_is_a_sentence(with_hub):
 
 FILL = """
     import os, sys
-    from kdnb.data.images import open_source
+    from kdnb.data.sources import open_source
     from kdnb.data.precompute import precompute
 
     class Killer:

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdnb.evaluation import speed
-from kdnb.evaluation.compare import Side, compare_models
+from kdnb.evaluation import compare
+from kdnb.evaluation.compare import ModelReport, calibrated_temperature, compare_models, interleaved_seconds
 from kdnb.evaluation.features import stratified_split
 from kdnb.evaluation.quality import expected_calibration_error
-from kdnb.evaluation.scores import calibrated_temperature
-from kdnb.evaluation.speed import interleaved_seconds
 from kdnb.plots import comparison_figure
 
 
@@ -35,13 +33,13 @@ def clock(monkeypatch):
             return run
 
     clock = Clock()
-    monkeypatch.setattr(speed, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(compare, "perf_counter", lambda: clock.now)
     return clock
 
 
 def side(name="teacher", logits=None, *, width=4, one=lambda: None, many=lambda: None, batch_size=8, folder=None):
     logits = torch.eye(3)[[0, 1, 2, 0]] if logits is None else logits
-    return Side(name, nn.Linear(width, 3), logits, one, many, batch_size, folder)
+    return ModelReport(name, nn.Linear(width, 3), logits, one, many, batch_size, folder)
 
 
 def compared(teacher, student, tmp_path, labels=None, classes=None, **settings):
@@ -88,7 +86,7 @@ def test_models_run_in_eval_mode_and_every_mode_is_put_back(tmp_path):
     model, modes = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.BatchNorm1d(3)), []
     model.train()
     model[1].eval()
-    teacher = Side("teacher", model, hard([0, 1]), lambda: modes.append(model[2].training), lambda: None, 8)
+    teacher = ModelReport("teacher", model, hard([0, 1]), lambda: modes.append(model[2].training), lambda: None, 8)
     compared(teacher, side("student", hard([0, 1])), tmp_path)
     assert modes and not any(modes)
     assert [module.training for module in model.modules()] == [True, True, False, True]
@@ -97,7 +95,7 @@ def test_models_run_in_eval_mode_and_every_mode_is_put_back(tmp_path):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        compared(Side("teacher", model, hard([0]), fails, fails, 8), side("student", hard([0])), tmp_path)
+        compared(ModelReport("teacher", model, hard([0]), fails, fails, 8), side("student", hard([0])), tmp_path)
     assert model.training and not model[1].training
 
 
@@ -189,7 +187,7 @@ def test_size_on_disk_is_the_folders_or_the_weights_once(tmp_path):
     assert compared(side(folder=folder), side("student"), tmp_path)["teacher"]["bytes"] == 7
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight  # 16 weights and twice 4 biases
-    student = Side("student", tied, side().logits, lambda: None, lambda: None, 8)
+    student = ModelReport("student", tied, side().logits, lambda: None, lambda: None, 8)
     found = compared(side(), student, tmp_path)["student"]
     assert (found["parameters"], found["bytes"]) == (24, 96)
     with pytest.raises(FileNotFoundError, match="the teacher's folder .*nowhere is not there; save the model first"):

@@ -4,14 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnb.evaluation.features import (
-    Features,
-    check_features,
-    check_pair,
-    extract_features,
-    raw_pixels,
-    stratified_split,
-)
+from kdnb.evaluation.features import Features, check_features, check_pair, extract_features, raw_pixels, stratified_split
 
 
 class Model(nn.Module):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from kdnb.evaluation import logistic
+from kdnb.evaluation import probe
 from kdnb.evaluation.features import Features
-from kdnb.evaluation.logistic import fit_logistic
+from kdnb.evaluation.probe import fit_logistic
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_solution_worked_out_by_hand():
 
 def test_the_gradient_is_the_one_autograd_finds():
     x, y = torch.randn(50, 4), torch.randint(0, 3, (50,))
-    rows = logistic.Rows(x, y, mean=torch.zeros(4), std=torch.ones(4), device="cpu")
+    rows = probe.Rows(x, y, mean=torch.zeros(4), std=torch.ones(4), device="cpu")
     parameters = torch.randn(3, 5, requires_grad=True)
     value = torch.nn.functional.cross_entropy(x @ parameters[:, :4].T + parameters[:, 4], y)
     value = value + 0.5 * 0.1 * parameters[:, :4].square().sum()
@@ -100,7 +100,7 @@ def test_features_of_very_different_scale_are_fitted_as_well():
 def test_blocks_do_not_change_the_fit(monkeypatch):
     part = blobs()
     whole = fit_logistic(part.features, part.labels, num_classes=4)
-    monkeypatch.setattr(logistic, "_CHUNK", 4 * 7)
+    monkeypatch.setattr(probe, "_CHUNK", 4 * 7)
     cut = fit_logistic(part.features, part.labels, num_classes=4)
     assert torch.allclose(whole[0], cut[0], atol=1e-3) and not torch.equal(whole[0], cut[0])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnb.evaluation.scores import calibrated_temperature, classification_scores
+from kdnb.evaluation.compare import calibrated_temperature, classification_scores
 
 
 def test_temperature_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdnb.runs import find_device
+from kdnb.distributed import find_device
 
 
 def need_gpus(count: int):

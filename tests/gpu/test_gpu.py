@@ -8,16 +8,15 @@ from caches import write_cache
 from test_ranks import launch
 from training import frozen_teacher, mse, run_training
 
-from kdnb.data.answers import AnswerStore
 from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.device_loader import DeviceLoader
-from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
+from kdnb.data.loader import BatchReader, DeviceLoader, WorkerLoader, build_pretraining_dataloader
 from kdnb.data.reader import ShardReader
-from kdnb.data.text_loader import TextLoader
-from kdnb.data.tokens import TokenTable
 from kdnb.data.views import SimpleTransform
-from kdnb.recipes.memory import step_bytes
-from kdnb.teachers import AnswerCodec, CachedTeacher
+from kdnb.distillation.device_memory import step_bytes
+from kdnb.distillation.teacher import CachedTeacher
+from kdnb.distillation.teacher_outputs import OutputCodec, TeacherCache
+from kdnb.text.batches import TextLoader
+from kdnb.text.tokens import TokenTable
 
 
 def flat(batch: dict) -> dict[str, torch.Tensor]:
@@ -112,8 +111,8 @@ def test_training_goes_on_after_a_crash_as_if_undisturbed(cache, tmp_path, devic
 
 def test_stored_answers_train_as_the_live_teacher_does(cache, tmp_path, device):
     """While the store fills, and when all of it is read; float32, so that nothing is rounded."""
-    live, codec = frozen_teacher(device), AnswerCodec(feature_dim=5, storage="float32")
-    store = AnswerStore(tmp_path / "answers", ShardReader(cache[0]), row=codec.row, num_views=2, facts={})
+    live, codec = frozen_teacher(device), OutputCodec(feature_dim=5, storage="float32")
+    store = TeacherCache(tmp_path / "answers", ShardReader(cache[0]), row=codec.row, num_views=2, facts={})
     losses = {}
     for name in ("live", "filling", "reading"):
         cached = CachedTeacher(store, codec, lambda: live.model, repeats=2)
@@ -130,7 +129,7 @@ def test_stored_answers_train_as_the_live_teacher_does(cache, tmp_path, device):
 def test_what_a_step_takes_is_measured_and_running_out_is_noticed(cache, device):
     """A layer of 49 million weights: 196 MB, of which gradients and both moments take three times as much in a step."""
     if device.type == "cpu":
-        pytest.skip("the CPU has no counter of its memory; stand-ins for it are in tests/recipes/test_memory.py")
+        pytest.skip("the CPU has no counter of its memory; stand-ins for it are in tests/distillation/test_device_memory.py")
     student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1_000_000)).to(device)
     loader = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4, device=device)
     views, weights = SimpleTransform(size=4), sum(w.nbytes for w in student.parameters())

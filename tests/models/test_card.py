@@ -4,9 +4,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from kdnb.models.card import describe_regime, model_card, write_cards
-from kdnb.models.fingerprint import weights_fingerprint
-from kdnb.models.folder import save_model
+from kdnb.models.folder import describe_regime, model_card, save_model, weights_fingerprint, write_cards
 from kdnb.models.vision import FeatureModel, build_model
 
 PARAMETERS = {

@@ -13,9 +13,9 @@ from PIL import Image
 
 from kdnb.data.decode import resize
 from kdnb.data.views import CleanTransform
+from kdnb.distillation.build import save_student
 from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, freeze, required_size
-from kdnb.recipes.images import save_student
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 0}
 MODELS = [

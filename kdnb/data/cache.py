@@ -1,0 +1,336 @@
+"""A cache of decoded images: shards, and the index that lists them.
+
+`index.json` says what was done to make the cache and lists, per complete shard, its file, rows, bytes and checksum. A
+shard is on the disk before the index names it, and both appear whole or not at all. A lost index is rebuilt from the
+shards alone. Reading the index costs next to nothing; `verify` and `rebuild_index` read every shard, about 1 GB/s.
+"""
+
+import json
+import logging
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+
+from kdnb.files import HashingFile, sha256_of, write_atomically, write_json
+
+STORAGE_DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
+
+
+# Facts about the whole cache, in the index and in the meta of every shard. The number of images is not among them: a
+# shard must not change when the cache grows.
+CACHE_KEYS = (
+    "format", "fingerprint", "source", "image_size", "resize", "storage", "mean", "std", "shard_size",
+    "permutation_seed", "classes", "labelled",
+)  # fmt: skip
+
+
+class ShardError(ValueError):
+    """A shard that is missing, truncated, altered, or not a shard."""
+
+
+def shard_name(number: int) -> str:
+    return f"images_shard_{number:05d}.pt"
+
+
+def write_shard(
+    folder: str | Path,
+    number: int,
+    *,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    ids: torch.Tensor,
+    meta: dict,
+) -> dict:
+    """Write shard `number`; the same content gives the same bytes.
+
+    Args:
+        images: [N, 3, H, W], uint8, float16 or float32. labels, ids: int64 [N].
+        meta: plain values only; `meta["unreadable"]` lists the ids of pictures that are missing because they could not
+            be decoded.
+
+    Returns:
+        The shard's entry in the index: {"number", "file", "rows", "bytes", "sha256", "unreadable"}.
+    """
+    if images.dtype not in STORAGE_DTYPES.values() or images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images is {images.dtype} {list(images.shape)}; stored is [N, 3, H, W] as {', '.join(STORAGE_DTYPES)}.")
+    # Through JSON: it refuses what is not plain, and gives the pickle below the same objects to share every time.
+    meta = json.loads(json.dumps({"unreadable": []} | meta | {"number": number}))
+    content = {"images": _alone(images)}  # first, so that its bytes are record data/0: see images_offset
+    for name, values in (("labels", labels), ("ids", ids)):
+        if values is not None:
+            if values.dtype != torch.int64 or values.shape != (len(images),):
+                raise ValueError(f"{name} is {values.dtype} {list(values.shape)}; needed is int64 [{len(images)}].")
+            content[name] = _alone(values)
+    content["meta"] = meta
+
+    def save(file: BinaryIO) -> HashingFile:
+        hashing = HashingFile(file)
+        try:
+            # A file object, not a path: the path's name would become part of the bytes.
+            torch.save(content, hashing)
+        except Exception:
+            if hashing.error is not None:  # torch reports a full disk as trouble with its zip file
+                raise hashing.error from None
+            raise
+        return hashing
+
+    path = Path(folder) / shard_name(number)
+    hashing = write_atomically(path, save)
+    return {
+        "number": number, "file": path.name, "rows": len(images), "bytes": hashing.size,
+        "sha256": hashing.sha256.hexdigest(), "unreadable": meta["unreadable"],
+    }  # fmt: skip
+
+
+def open_shard(path: str | Path) -> dict:
+    """The shard at `path`, memory-mapped: nothing is read before it is used, and no object is unpickled.
+
+    Raises:
+        ShardError: missing, truncated, holding anything but tensors and plain values, or not a shard.
+    """
+    path = Path(path)
+    again = "run precompute again with the same parameters to make it anew"
+    try:
+        shard = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing; {again}.") from None
+    except pickle.UnpicklingError:
+        raise ShardError(
+            f"{path} holds a pickled object, which could run code when loaded and was refused; a shard holds tensors "
+            f"only. Delete the file if you do not trust it, and {again}."
+        ) from None
+    except OSError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, ValueError, EOFError ... depending on where the bytes end
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise ShardError(f"{path} is truncated or damaged ({reason}); {again}.") from None
+    wrong = _what_is_wrong(shard)
+    if wrong:
+        raise ShardError(f"{path} is not an image shard: {wrong}; {again}.")
+    return shard
+
+
+def images_offset(path: str | Path) -> int:
+    """Byte offset of the images' data in the file, for positioned reads (rows follow one another, without gaps)."""
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        record = next(item for item in archive.infolist() if item.filename.endswith("/data/0"))
+        if record.compress_type != zipfile.ZIP_STORED:
+            raise ShardError(f"{path} is compressed; shards are stored plainly.")
+        file.seek(record.header_offset)
+        name, extra = struct.unpack("<26xHH", file.read(30))  # a zip file's local header: 30 bytes, a name, an extra
+        return record.header_offset + 30 + name + extra
+
+
+def adopt_shard(path: str | Path) -> tuple[dict, dict]:
+    """(entry, meta) of a shard found on the disk, after all of its bytes were checked against their own checksums.
+
+    Raises:
+        ShardError: missing, truncated, altered, or not a shard.
+    """
+    path = Path(path)
+    shard = open_shard(path)
+    meta = shard["meta"]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()  # torch.save stores a CRC-32 with every tensor
+    except Exception as error:  # BadZipFile, UnicodeDecodeError, NotImplementedError ... depending on the altered byte
+        bad = str(error)[:80]
+    if bad is not None:
+        raise ShardError(f"{path} was altered: its checksum does not fit ({bad}).")
+    if shard_name(meta["number"]) != path.name:
+        raise ShardError(f"{path} is shard {meta['number']} under another shard's name.")
+    entry = {
+        "number": meta["number"], "file": path.name, "rows": len(shard["images"]), "bytes": path.stat().st_size,
+        "sha256": sha256_of(path), "unreadable": meta["unreadable"],
+    }  # fmt: skip
+    return entry, meta
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` with a storage of its own: torch.save writes whole storages, also around a slice."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _what_is_wrong(shard: object) -> str | None:
+    """Why `shard`, as loaded, is not a shard; None where it is one."""
+    if not isinstance(shard, dict) or not isinstance(shard.get("images"), torch.Tensor):
+        return "it has no tensor 'images'"
+    images, meta = shard["images"], shard.get("meta")
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype not in STORAGE_DTYPES.values():
+        return f"its images are {images.dtype} {list(images.shape)}"
+    for name in ("ids", "labels"):
+        values = shard.get(name)
+        if values is None and name == "labels":
+            continue
+        if not isinstance(values, torch.Tensor) or values.dtype != torch.int64 or values.shape != images.shape[:1]:
+            return f"its {name} are not int64 [{len(images)}]"
+    if not isinstance(meta, dict) or not {*CACHE_KEYS, "number", "unreadable"} <= meta.keys():
+        return "its meta does not say how it was made"
+    return None
+
+
+FORMAT = 1
+
+
+INDEX_FILE = "index.json"
+
+
+# Mean and standard deviation of ImageNet's training images, for RGB in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+_ENTRY_KEYS = {"number", "file", "rows", "bytes", "sha256", "unreadable"}
+
+
+_SHARD_NAME = re.compile(r"images_shard_(\d{5,})\.pt")
+
+
+_log = logging.getLogger(__name__)
+
+
+class BrokenIndex(ValueError):
+    """An index that is there, but is not one."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with one file of a cache."""
+
+    file: str
+    what: str
+
+
+def find_shards(folder: str | Path) -> dict[int, Path]:
+    """Shard files in `folder` by number, ascending, whether the index lists them or not."""
+    found = {int(m[1]): path for path in Path(folder).iterdir() if (m := _SHARD_NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def read_index(folder: str | Path) -> dict:
+    """The index of the cache in `folder`; its "shards" are entries of complete shards, ascending.
+
+    Raises:
+        FileNotFoundError: no index. BrokenIndex: it is broken. ValueError: a format that this version cannot read.
+    """
+    path = Path(folder) / INDEX_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Index file not found: {path}. Make the cache with notebooks/precompute.ipynb: give it this cache_dir, and the "
+            "dataset, split, image_size and cache_shard_size that the cache is to have."
+        ) from None
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        index = json.loads(text)
+    except json.JSONDecodeError:
+        index = None
+    if isinstance(index, dict) and isinstance(index.get("format"), int) and index["format"] != FORMAT:
+        raise ValueError(f"{path} has format {index['format']}, but this kdnb reads {FORMAT}; make the cache anew.")
+    if not _index_is_whole(index):
+        raise BrokenIndex(
+            f"{path} is broken; run precompute again with the same parameters, or "
+            f"kdnb.data.cache.rebuild_index({str(folder)!r}): both rebuild it from the shards."
+        )
+    return index
+
+
+def write_index(folder: str | Path, index: dict):
+    """Replace the index of the cache in `folder`, atomically."""
+    write_json(Path(folder) / INDEX_FILE, index)
+
+
+def rebuild_index(folder: str | Path) -> dict:
+    """Write the index anew from the shards alone, and return it. Damaged shards are left out and logged.
+
+    `num_images` becomes what the shards cover; running precompute again sets it to what was planned.
+
+    Raises:
+        FileNotFoundError: no usable shard. ValueError: shards of different caches lie in the folder.
+    """
+    cache, entries = None, []
+    for path in find_shards(folder).values():
+        try:
+            entry, meta = adopt_shard(path)
+        except ShardError as error:
+            _log.warning("left out of the index: %s", error)
+            continue
+        if cache is not None and meta["fingerprint"] != cache["fingerprint"]:
+            raise ValueError(
+                f"{path} was made with another source or other preprocessing than {entries[0]['file']}; "
+                "move the shards that do not belong here to another folder."
+            )
+        cache = cache or {key: meta[key] for key in CACHE_KEYS}
+        entries.append(entry)
+    if cache is None:
+        raise FileNotFoundError(f"No usable shard ({shard_name(0)} ...) in {folder}; make the cache with precompute.")
+    last = entries[-1]
+    covered = last["number"] * cache["shard_size"] + last["rows"] + len(last["unreadable"])
+    index = {**cache, "num_images": covered, "shards": entries}
+    write_index(folder, index)
+    return index
+
+
+def verify(folder: str | Path) -> list[Fault]:
+    """Every fault of the cache in `folder`: reads all of it and compares checksums, rows and fingerprints.
+
+    Where several jobs still fill it and there is no index yet, what they have not made.
+    """
+    from kdnb.data.cache_writer import missing
+
+    if (unmade := missing(folder)) is not None:
+        return unmade
+    index = read_index(folder)
+    checks = (check_shard(folder, entry, index["fingerprint"]) for entry in index["shards"])
+    return [fault for fault in checks if fault is not None]
+
+
+def quick_fault(folder: str | Path, entry: dict) -> Fault | None:
+    """What is wrong with a shard as far as its size tells; costs one look at the folder."""
+    try:
+        size = (Path(folder) / entry["file"]).stat().st_size
+    except FileNotFoundError:
+        return Fault(entry["file"], "is missing")
+    if size != entry["bytes"]:
+        return Fault(entry["file"], f"has {size:,} bytes where the index says {entry['bytes']:,}")
+    return None
+
+
+def check_shard(folder: str | Path, entry: dict, fingerprint: str) -> Fault | None:
+    """What is wrong with the shard of `entry`, reading all of it; None where it is whole."""
+    fault = quick_fault(folder, entry)
+    if fault is not None:
+        return fault
+    path = Path(folder) / entry["file"]
+    if sha256_of(path) != entry["sha256"]:
+        return Fault(entry["file"], "was altered: its SHA-256 is not the index's")
+    try:
+        shard = open_shard(path)
+    except ShardError as error:
+        return Fault(entry["file"], str(error))
+    if len(shard["images"]) != entry["rows"]:
+        return Fault(entry["file"], f"has {len(shard['images'])} rows where the index says {entry['rows']}")
+    if shard["meta"]["fingerprint"] != fingerprint:
+        return Fault(entry["file"], "belongs to another cache: its fingerprint is not the index's")
+    return None
+
+
+def _index_is_whole(index: object) -> bool:
+    if not isinstance(index, dict) or not {*CACHE_KEYS, "num_images", "shards"} <= index.keys():
+        return False
+    entries = index["shards"]
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _ENTRY_KEYS for e in entries):
+        return False
+    numbers = [entry["number"] for entry in entries]
+    # The name follows from the number, so that an edited index cannot lead to a file outside the folder.
+    named = all(isinstance(n, int) and e["file"] == shard_name(n) for n, e in zip(numbers, entries, strict=True))
+    return named and numbers == sorted(set(numbers))

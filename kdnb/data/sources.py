@@ -1,0 +1,379 @@
+"""Raw images to read from: built-in digits, a folder of pictures, Parquet files, or a dataset of the Hugging Face Hub.
+
+A source hands out pictures as they are stored (encoded bytes, a path, or pixels); `decode` and `resize` make pixels of
+them, in this process or in workers. Opening lists the pictures and decodes none. Parquet and Hub data go through `datasets`,
+which keeps an Arrow copy of the same size in its cache; `streaming=True` keeps none, and reads in order only.
+
+Every source has: name, classes (list of names or None), num_images (None while streaming), labelled, fingerprint, and
+`items(ids)`, which yields (id, encoded, label or None) for rows of the source. Where it is labelled and not streaming,
+`labels()` gives all labels, int64 [num_images], without touching a picture.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdnb.data.decode import Encoded
+from kdnb.data.splits import SPLITS, check_hub, find_columns, no_split, open_split
+from kdnb.files import write_json
+
+Item = tuple[int, Encoded, int | None]
+
+
+# Short names: the Hub's name, and the column of labels where there are several.
+_ALIASES = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
+
+
+_ROWS_AT_ONCE = 256  # rows asked for together; Arrow tables are slow row by row
+
+
+_LOOKED_AT = 16  # rows that tell one source from another
+
+
+_PATIENCE = 5  # seconds of passing over rows without a word
+
+
+class TableSource:
+    """Rows of a `datasets.Dataset` with an image column, by number."""
+
+    def __init__(self, table, name: str, image_column: str, label_column: str | None, folder: Path | None):
+        self._table, self._image, self._label, self._folder = table, image_column, label_column, folder
+        self.name, self.num_images = name, len(table)
+        self.classes = getattr(table.features[label_column], "names", None) if label_column else None
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Not where every label is missing, or -1, as in the Hub's own test splits."""
+        import pyarrow.compute
+
+        return self._label is not None and pyarrow.compute.max(self._table.data.column(self._label)).as_py() not in (None, -1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self, [self._image, self._label])
+
+    def labels(self) -> np.ndarray:
+        return np.array([_whole(label) for label in self._table.select_columns([self._label])[:][self._label]], dtype=np.int64)
+
+    def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
+        ids = range(self.num_images) if ids is None else ids
+        for start in range(0, len(ids), _ROWS_AT_ONCE):
+            numbers = [int(i) for i in ids[start : start + _ROWS_AT_ONCE]]
+            rows = self._table[numbers]
+            labels = map(_whole, rows[self._label]) if self._label else [None] * len(numbers)
+            for i, cell, label in zip(numbers, rows[self._image], labels, strict=True):
+                yield i, _encoded(cell, self._folder), label
+
+
+class StreamSource:
+    """Rows of a `datasets.IterableDataset`, in order; their number is known only at the end.
+
+    Args:
+        files: what tells the files that the stream goes through, one after another; None where that is not known.
+    """
+
+    num_images = None
+
+    def __init__(self, stream, name: str, image_column: str, label_column: str | None, folder: Path | None, files: list | None):
+        self._stream, self._image, self._label, self._folder, self._files = stream, image_column, label_column, folder, files
+        self.name = name
+        self.classes = getattr(stream.features[label_column], "names", None) if label_column else None
+        self._notes, self._rest = None, None
+
+    @property
+    def labelled(self) -> bool:
+        """As far as the first rows tell."""
+        return self._label is not None and any(label != -1 for _, _, label in self._first)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the first 16 pictures: the number of rows is unknown."""
+        return fingerprint_of(self, [self._image, self._label, "streaming"], self._first)
+
+    @cached_property
+    def _first(self) -> list[Item]:
+        """The first items; whoever reads from the start goes on behind them, so that nothing is fetched twice."""
+        self._rest = self._read(0)
+        return list(itertools.islice(self._rest, _LOOKED_AT))
+
+    def remember_files(self, path: Path):
+        """Keep in `path` how many rows each file has, as far as they were read, and skip whole files by what is there already."""
+        self._notes = path
+
+    def items(self, ids: range | None = None) -> Iterator[Item]:
+        """Rows `ids`, a range of step 1; what lies before it is skipped, what lies beyond the end is not there."""
+        if ids is not None and (not isinstance(ids, range) or ids.step != 1):
+            raise ValueError(f"{self.name} is streamed, so its rows come in order; pick rows without streaming.")
+        start, count = (0, None) if ids is None else (ids.start, len(ids))
+        if start == 0 and self._first and self._rest is not None:
+            rest, self._rest = self._rest, None
+            return itertools.islice(itertools.chain(self._first, rest), count)
+        return itertools.islice(self._read(start), count)
+
+    def _read(self, start: int) -> Iterator[Item]:
+        """Rows from `start` on. Files that end before it are skipped where it is known how many rows they have."""
+        known = self._known_rows() if start else []
+        whole, first = 0, 0  # files to skip, and the row that the next one begins with
+        while whole < len(known) and first + known[whole] <= start:
+            first, whole = first + known[whole], whole + 1
+        files = self._stream.num_shards
+        if start:
+            again = f"; {start - first:,} images before it are read again" if start > first else ""
+            print(f"{self.name}: going on at image {start:,}, {whole:,} of {files:,} files are skipped{again}", flush=True)
+        begun, told = time.monotonic(), False
+        for number in range(whole, files):
+            row = first
+            for row, cells in enumerate(self._stream.shard(num_shards=files, index=number), first + 1):  # rows so far
+                if row > start:
+                    yield row - 1, _encoded(cells[self._image], self._folder), self._label_of(cells)
+                elif not told and time.monotonic() - begun > _PATIENCE:
+                    passed, told = row - first, True
+                    minutes = (start - row) * (time.monotonic() - begun) / passed / 60
+                    print(f"{self.name}: about {minutes:.0f} minutes until image {start:,}", flush=True)
+            self._note(number, row - first)
+            first = row
+
+    def _label_of(self, cells: dict) -> int | None:
+        return None if self._label is None else _whole(cells[self._label])
+
+    def _known_rows(self) -> list[int]:
+        """Rows of the first files, as far as they were read before."""
+        if self._notes is None or self._files is None or self._stream.num_shards != len(self._files[0]):
+            return []
+        try:
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            return notes["rows"] if notes["files"] == _hash(self._files) else []
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            return []
+
+    def _note(self, number: int, rows: int):
+        """Write down that file `number`, the next after those that are known, has so many rows."""
+        if self._notes is not None and self._files is not None and number == len(known := self._known_rows()):
+            write_json(self._notes, {"files": _hash(self._files), "rows": [*known, rows]})
+
+
+def open_table(
+    dataset: str, *, split: str, image_column: str | None, label_column: str | None, streaming: bool
+) -> TableSource | StreamSource:
+    """Images in the Parquet file or in the folder `dataset`, or on the Hub where there is neither.
+
+    Raises:
+        ValueError: no such dataset, split or column; says which there are.
+    """
+    import datasets
+
+    path = Path(dataset).expanduser()
+    if path.is_file():  # it has one split; `train`, the default, is taken for not having said
+        splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
+        if split not in (*splits, "train"):
+            raise ValueError(no_split(dataset, split, splits))
+        load, files, name = "parquet", {"data_files": {split: str(path)}}, path.stem
+    else:
+        if not path.is_dir():
+            dataset, usual = _ALIASES.get(dataset, (dataset, None))
+            label_column = label_column or usual
+            check_hub(dataset)
+        load, files = str(path) if path.is_dir() else dataset, {}
+        name = f"{path.resolve().name if path.is_dir() else dataset}/{split}"
+
+    def columns(features) -> list[str]:
+        return [column for column in find_columns(dataset, features, image_column, label_column) if column]
+
+    table, told = open_split(dataset, load, split, streaming=streaming, columns=columns, **files)
+    image_column, label_column = find_columns(dataset, table.features, image_column, label_column)
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+    folder = path.parent if path.is_file() else path if path.is_dir() else None
+    columns = {"image_column": image_column, "label_column": label_column, "folder": folder}
+    return StreamSource(table, name, files=told, **columns) if streaming else TableSource(table, name, **columns)
+
+
+def hub_name(dataset: str) -> str:
+    """The Hub's name of `dataset`, which may be a short one."""
+    return _ALIASES.get(dataset, (dataset, None))[0]
+
+
+def fingerprint_of(source, facts: list, items: Iterable[Item] | None = None) -> str:
+    """What tells `source` from others, wherever it lies: its size, classes, `facts`, and `items`, by default 16 evenly spaced."""
+    n = source.num_images
+    if items is None:
+        items = source.items(sorted({i * (n - 1) // (_LOOKED_AT - 1) for i in range(_LOOKED_AT)}) if n else [])
+    seen = hashlib.sha256(json.dumps([n, source.classes, facts]).encode())
+    for row, encoded, label in items:
+        if isinstance(encoded, Path):
+            encoded = encoded.read_bytes() if encoded.is_file() else b""
+        content = hashlib.sha256(b"" if encoded is None else encoded).hexdigest()
+        seen.update(f"{row} {label} {content} ".encode())
+    return seen.hexdigest()
+
+
+def _encoded(cell: dict | None, folder: Path | None) -> Encoded:
+    """What an image cell, {"bytes", "path"}, holds: the bytes, or a path, relative ones from the Parquet file's folder."""
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        return None
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    if "://" in cell["path"]:  # streamed from a Hub repository of plain image files
+        import fsspec
+
+        with fsspec.open(cell["path"], "rb") as file:
+            return file.read()
+    return Path(cell["path"]) if folder is None else folder / cell["path"]
+
+
+def _whole(label: int | None) -> int:
+    """-1 where the row has no label, as the Hub's own test splits have it."""
+    return -1 if label is None else int(label)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
+
+
+def open_source(
+    dataset: str,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+) -> "DigitsSource | FolderSource | TableSource | StreamSource":
+    """Open a source of images.
+
+    Args:
+        dataset: `digits` (built in), a folder of images (subfolders are classes), a Parquet file or a folder with
+            Parquet files, or a name on the Hugging Face Hub.
+        split: `train`, `test`, ... as the data has it. A folder of images has the splits of which it has subfolders.
+        image_column, label_column: columns of Parquet and Hub data; by default the only column of images, and the
+            only one of class labels.
+        streaming: read Parquet or Hub data in order without a copy on this disk.
+
+    Raises:
+        ValueError: no such dataset, split or column; says which there are.
+    """
+    table = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+    dataset = str(dataset)
+    path = Path(dataset).expanduser()
+    files = _list_files(path) if path.is_dir() else []
+    if not dataset or (path.is_file() and path.suffix != ".parquet"):
+        raise ValueError(
+            f"dataset is {dataset!r}; allowed are 'digits', a folder of images, a Parquet file (.parquet) or a folder "
+            "with such files, or a name on the Hugging Face Hub."
+        )
+    if dataset != "digits" and (not path.is_dir() or any(name.endswith(".parquet") for name in files)):
+        return open_table(dataset, split=split, **table)
+    for name, value in table.items():
+        if value:
+            raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
+    return DigitsSource(split) if dataset == "digits" else FolderSource(path, split, files)
+
+
+def source_names(dataset: str, split: str) -> set[str]:
+    """Names that the source of `open_source(dataset, split=split)` may have: a cache's source is told without opening it.
+
+    What is not on this disk may be a name on the Hub, or a path that is there on another machine.
+    """
+    path = Path(dataset).expanduser()
+    if dataset == "digits":
+        return {f"digits/{split}"}
+    if path.suffix == ".parquet" and not path.is_dir():
+        return {path.stem}
+    name = path.resolve().name
+    names = {f"{name}/{split}"} | ({name} if split == "train" else set())
+    return names if path.exists() else names | {f"{hub_name(dataset)}/{split}"}
+
+
+class DigitsSource:
+    """scikit-learn's handwritten digits, 8x8 in 17 greys, scaled up to 32x32 RGB: 1,500 to train on, 297 to test."""
+
+    labelled = True
+
+    def __init__(self, split: str):
+        rows = {"train": range(1500), "test": range(1500, 1797)}
+        if split not in rows:
+            raise ValueError(no_split("digits", split, rows))
+        self.name = f"digits/{split}"
+        self.classes = [str(digit) for digit in range(10)]
+        self.num_images = len(rows[split])
+        self._rows = rows[split]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self, [])
+
+    @cached_property
+    def _digits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Greys uint8 [N, 8, 8] and labels; loaded when somebody looks, as importing scikit-learn takes a second."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return np.rint(digits.images[self._rows] * (255 / 16)).astype(np.uint8), digits.target[self._rows]
+
+    def labels(self) -> np.ndarray:
+        return self._digits[1].astype(np.int64)
+
+    def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
+        greys, labels = self._digits
+        for i in range(self.num_images) if ids is None else ids:
+            grey = Image.fromarray(greys[i]).resize((32, 32), Image.Resampling.BICUBIC)
+            yield int(i), np.asarray(grey.convert("RGB")), int(labels[i])
+
+
+class FolderSource:
+    """Image files below a folder, by path; the first level of subfolders names the classes where every file is in one."""
+
+    def __init__(self, folder: Path, split: str, files: list[str]):
+        files = [name for name in files if name.lower().endswith(_EXTENSIONS)]
+        if not files:
+            raise ValueError(f"{folder} holds no Parquet files and no images ({', '.join(_EXTENSIONS)}).")
+        self.name = folder.resolve().name
+        tops = {name.split("/")[0] for name in files}
+        if not tops <= set(SPLITS):  # `train` beside `boat` and `plane` is a class
+            tops = set()
+        if split in tops:
+            files = [name.removeprefix(f"{split}/") for name in files if name.startswith(f"{split}/")]
+            folder, self.name = folder / split, f"{self.name}/{split}"
+        elif tops or split != "train":
+            raise ValueError(no_split(str(folder), split, sorted(tops) or ["train"]))
+        self._folder = folder
+        self._files = sorted(files)
+        self.num_images = len(self._files)
+        self.labelled = all("/" in name for name in self._files)
+        self.classes = None
+        if self.labelled:  # empty ones too: a class may be absent from one split
+            self.classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self, [[name, os.stat(f"{self._folder}/{name}").st_size] for name in self._files])
+
+    def labels(self) -> np.ndarray:
+        number = {name: i for i, name in enumerate(self.classes)}
+        return np.array([number[name.split("/")[0]] for name in self._files], dtype=np.int64)
+
+    def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
+        number = {name: i for i, name in enumerate(self.classes or [])}
+        for i in range(self.num_images) if ids is None else ids:
+            name = self._files[i]
+            yield int(i), self._folder / name, number[name.split("/")[0]] if self.labelled else None
+
+
+def _list_files(folder: Path) -> list[str]:
+    """Every file below `folder` by relative path with forward slashes, hidden ones left out."""
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(where).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"  # plain text: half a million paths would take two seconds
+        found += [prefix + name for name in files if not name.startswith(".")]
+    return found

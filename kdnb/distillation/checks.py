@@ -1,0 +1,187 @@
+"""What parameters say about each other, checked before anything is built: what would fail after minutes fails in a second.
+
+A rule stands where it is raised in the work itself; here it is asked ahead of that, with what is known without a model or a
+network. What is not known yet, such as the size of a cache that is not made, is left to the work.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+from kdnb import distributed
+from kdnb.data import prepare
+from kdnb.data.cache import read_index
+from kdnb.data.datasets import CachedTensorDataset
+from kdnb.data.order import EpochPlan, Order, batch_cap, even_shards, require_equal_shares
+from kdnb.data.sources import open_source
+from kdnb.distillation import build, teacher
+from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
+from kdnb.distributed import find_device
+from kdnb.evaluation import evaluate, sweep
+from kdnb.losses import DistillationLoss, labels_fit
+from kdnb.models.vision import require_as_many_layers, require_model
+from kdnb.models.weights import require_checkpoint
+from kdnb.params import ParameterError
+from kdnb.runs import anchored, local_or_hub
+from kdnb.text import text_teacher
+from kdnb.text.soft_labels import Data
+
+# The sampling regime of each training notebook, and the parameters that belong to it.
+SUBSETS = {
+    "train_optimized": ("full", ()),
+    "train_random": ("random", ("samples_per_epoch", "shards_per_epoch", "draw", "random_subset_seed")),
+    "train_fixed": ("fixed", ("fixed_shards", "fixed_choice", "random_subset_seed")),
+}
+
+
+def check_run(p: SimpleNamespace, notebook: str):
+    """Refuse parameters that do not go together, or not with the cache.
+
+    Args:
+        p: from `check_params`. notebook: a training notebook, `compare_regimes`, `precompute` or `soft_distill_text`.
+
+    Raises:
+        ParameterError: one sentence a line for every fault.
+    """
+    if notebook == "soft_distill_text":
+        rules = [_precision, _sweep]
+    elif notebook == "precompute":
+        rules = [prepare.source_arguments, *([teacher.check_modes, _teacher, _checkpoint] if p.cache_teacher_features else [])]
+    else:
+        rules = [prepare.source_arguments, _answers, _teacher, _checkpoint, _student, _layers, build.require_multicrop, _labels]
+        rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
+        rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
+    _refuse_faults(rules, p)
+
+
+def check_texts(p: SimpleNamespace, data: Data):
+    """Refuse what does not go with the texts that were loaded: before a teacher is built or trained for them.
+
+    Raises:
+        ParameterError: one sentence a line for every fault.
+    """
+    order, labels = Order(shard_sizes=(len(data.train),)), data.train.labels
+    plan = EpochPlan(order, batch_size=p.batch_size, max_batches=_cap(p), drop_last=False)
+    rules = [lambda p: text_teacher.require_labels(p, data), _shares, lambda p: _warm_up(p, plan, p.epochs)]
+    if p.sweep_temperatures and (p.cache_teacher_logits or p.teacher_head == "labels"):
+        numbers = None if labels is None else labels.numpy()
+        rules += [lambda p: labels_fit(numbers, len(data.classes), alpha=min(p.sweep_alphas, default=1))]
+        rules += [lambda p: _warm_up(p, plan, p.sweep_epochs, where="in the sweep, of sweep_epochs: ")]
+    _refuse_faults(rules, p)
+
+
+def _refuse_faults(rules: list[Callable], p: SimpleNamespace):
+    """Ask every rule, and raise one error with what they refuse."""
+    faults = []
+    for rule in rules:
+        try:
+            rule(p)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+    if faults:
+        raise ParameterError("\n".join(dict.fromkeys(faults)))
+
+
+def _answers(p: SimpleNamespace):
+    if p.cache_teacher_features:
+        teacher.check_modes(p)
+
+
+def _teacher(p: SimpleNamespace):
+    if p.teacher != "builtin":
+        require_model(local_or_hub(p.teacher))
+
+
+def _checkpoint(p: SimpleNamespace):
+    if p.teacher != "builtin" and p.teacher_checkpoint is not None:
+        require_checkpoint(anchored(p.teacher_checkpoint))
+
+
+def _student(p: SimpleNamespace):
+    require_model(p.student)
+
+
+def _layers(p: SimpleNamespace):
+    require_as_many_layers(p.student_layers, p.feature_layers)
+
+
+def _labels(p: SimpleNamespace):
+    """Labels against the data's own classes; whether they fit a teacher's head, the teacher tells."""
+    if p.alpha < 1 and _cached_shards(p) is not None:
+        cached = CachedTensorDataset(anchored(p.cache_dir))
+        labels_fit(cached.labels, build.num_classes(cached.labels, cached.classes), alpha=p.alpha)
+
+
+def _precision(p: SimpleNamespace):
+    precision_for(p.mixed_precision, find_device())
+
+
+def _batch_norm(p: SimpleNamespace):
+    require_batch_norm(p.batch_norm, find_device(), processes=_processes(p))
+
+
+def _shares(p: SimpleNamespace):
+    require_equal_shares(p.batch_size, _processes(p))
+
+
+def _regime(p: SimpleNamespace, notebook: str):
+    """The subset against the images, the batch against the subset, warm-up against all steps."""
+    regime, names = SUBSETS[notebook]
+    subset = {name.removeprefix("random_"): getattr(p, name) for name in names}
+    if (sizes := _shards(p)) is not None:
+        plan = EpochPlan(Order(shard_sizes=sizes, regime=regime, **subset), batch_size=p.batch_size, max_batches=_cap(p))
+        _warm_up(p, plan, p.epochs)
+    elif p.max_steps_per_epoch is not None:  # there may be fewer steps, but never more
+        count_warmup_steps(p.warmup_steps, total_steps=p.epochs * p.max_steps_per_epoch)
+
+
+def _warm_up(p: SimpleNamespace, plan: EpochPlan, epochs: int, where: str = ""):
+    steps = count_steps(plan, epochs=epochs, gradient_accumulation_steps=p.gradient_accumulation_steps)
+    try:
+        count_warmup_steps(p.warmup_steps, total_steps=steps)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
+def _baseline(p: SimpleNamespace):
+    if p.baseline not in p.regimes.replace(",", " ").split():
+        raise ValueError(f"baseline is {p.baseline}, but regimes is {p.regimes!r}; it must be among them.")
+
+
+def _held_out(p: SimpleNamespace):
+    evaluate.data_for(p, SimpleNamespace(p=p))
+
+
+def _comparison(p: SimpleNamespace):
+    if (sizes := _shards(p)) is not None:
+        run, *_ = sweep.plan_runs(p, "check", shards=sizes)
+        count_warmup_steps(p.warmup_steps, total_steps=run.parameters["max_steps_per_epoch"] * p.epochs)
+
+
+def _sweep(p: SimpleNamespace):
+    for temperature in p.sweep_temperatures:
+        for alpha in p.sweep_alphas:
+            DistillationLoss("soft_targets", temperature=temperature, alpha=alpha)
+
+
+def _processes(p: SimpleNamespace) -> int:
+    return max(getattr(p, "processes", 1), distributed.world())
+
+
+def _cap(p: SimpleNamespace) -> int | None:
+    return batch_cap(p.max_steps_per_epoch, p.gradient_accumulation_steps)
+
+
+def _shards(p: SimpleNamespace) -> tuple[int, ...] | None:
+    """Rows of each shard that the run will read: the cache's, or those that the digits are cut into; None: not known yet."""
+    cached = _cached_shards(p) if p.use_cached else None
+    if cached is None and p.dataset == "digits":
+        return even_shards(open_source(**prepare.source_arguments(p)).num_images, p.cache_shard_size)
+    return cached
+
+
+def _cached_shards(p: SimpleNamespace) -> tuple[int, ...] | None:
+    """Rows of each shard of the cache; None where there is none yet, or a broken one, of which the next cell speaks."""
+    try:
+        return tuple(entry["rows"] for entry in read_index(anchored(p.cache_dir))["shards"]) or None
+    except (FileNotFoundError, ValueError):
+        return None

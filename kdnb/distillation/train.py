@@ -1,0 +1,217 @@
+"""The training loop: the only one. It knows no data set and no model; everything is handed to it.
+
+A step is: batch, views, teacher, student, loss, backward, update. Whatever is periodic (records, checkpoints, lines) stands
+outside it. Killed or interrupted anywhere and started again with the same run, it ends on a CPU with bitwise the same weights.
+
+Several processes (`kdnb.distributed`) share each batch: a step's samples, loss and gradient are those of one process, whatever
+their number, and a run may go on with another one. What is drawn (dropout, say) is drawn by each rank for itself. Rank 0 writes.
+Metrics are sums over all ranks.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdnb import distributed
+from kdnb.distillation.checkpoint import load, state_dict
+from kdnb.distillation.optim import accelerator_for, cosine_with_warmup, count_steps, parameter_groups, require_batch_norm
+from kdnb.distillation.records import Clock, epoch_line, epochs_since_best, merge, reduce_metrics
+from kdnb.distributed import Preempted, catch_signals
+from kdnb.progress import Display
+from kdnb.runs import Run
+
+_MAX_RECORDS = 5000  # step records per run; in a longer run each record is the mean of several steps
+
+
+def train(
+    student: nn.Module,
+    teacher: Callable,
+    loader,
+    *,
+    views: Callable,
+    loss: Callable,
+    run: Run,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float = 0.05,
+    warmup_steps: int | float = 0,
+    gradient_accumulation_steps: int = 1,
+    clip_grad_norm: float | None = None,
+    mixed_precision: str = "auto",
+    compile_student: bool = False,
+    seed: int = 0,
+    save_every_steps: int | None = None,
+    keep_checkpoints: int | None = None,
+    save_model: Callable[[nn.Module, Path], None] | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    patience: int | None = None,
+    batch_norm: str = "local",
+) -> dict:
+    """Train `student` to imitate `teacher` on the batches of `loader`.
+
+    Args:
+        student: called with one view, returns what `loss` reads. Trained in place.
+        teacher: called as `teacher(views, batch)` with the first `views.num_global` views, returns a list of answers.
+        loader: has `batches(epoch, start)`, `num_batches(epoch)`, `batch_size_at(epoch, number)` of a batch, for several
+            processes `set_rank`, `local_batch_size` and `data_fingerprint` (see `kdnb.data.order`), and a `device` that the
+            student is moved to.
+        views: called as `views(images, ids, epoch)`, returns a list of inputs.
+        loss: called as `loss(outputs, answers, labels)`, returns named parts, among them "loss", their mix.
+        run: where checkpoints and history go; a run that has a checkpoint is resumed.
+        weight_decay: of AdamW, for matrices and kernels that the student's model does not spare (timm's `no_weight_decay`).
+        warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps; between 0 and 1 a share of them.
+        clip_grad_norm: largest norm of the gradient of all weights that are trained, the projections' included; None: no limit.
+        gradient_accumulation_steps: batches per step; the last group of an epoch may be smaller and counts as it is.
+        mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, else none.
+        save_every_steps: checkpoint every so many steps, beside one at each epoch's end.
+        keep_checkpoints: how many of the newest stay; None: all, which evaluation makes a curve of.
+        save_model: called as `save_model(student, folder)` for final_model/ and, after each best epoch, best_model/.
+        validate: called as `validate(student)` after each epoch, returns named numbers, among them "val_loss" or
+            "val_accuracy"; the latter, if it is there, decides which epoch is best. Without it the mean training loss does.
+        patience: stop after so many epochs in a row that were no better than the best one; None never stops early.
+        batch_norm: statistics over a rank's part of the batch (`local`), or over all of it (`sync`, on GPUs).
+
+    Returns:
+        {"steps": [...], "epochs": [...]}, as written to history.json.
+
+    Raises:
+        FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
+        ValueError: hardware without the precision asked for, a warm-up longer than training, a batch that the processes
+            cannot share equally, processes that read different data, a loader for another device than this process has.
+        RuntimeError: another job trains the run.
+        Preempted: SIGINT, SIGTERM or SIGUSR1 came; a checkpoint was written. A second SIGINT is a KeyboardInterrupt at once.
+    """
+    accelerator = accelerator_for(mixed_precision, loader.device)
+    loader.set_rank(accelerator.process_index, accelerator.num_processes)
+    distributed.require_same("the data", loader.data_fingerprint)
+    accumulation = gradient_accumulation_steps
+    total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=accumulation)
+    cosine_with_warmup(0, total_steps=total_steps, warmup_steps=warmup_steps)  # refuses before anything is done
+    student.to(accelerator.device)
+    optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate)
+    if compile_student:
+        student.compile()
+    model = AllViews(_synchronised(student, batch_norm, accelerator))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    optimizer.zero_grad()  # of a step that was broken off, where the student was trained before
+    clock = Clock(accelerator.device)
+    steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
+
+    def save():
+        run.save_checkpoint(at.step, state_dict(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
+
+    with run.held(), Display(total_steps, title=run.name, curve="loss") as display, catch_signals() as asked:
+        at = load(run, student, optimizer, accelerator.scaler, seed=seed)
+        accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
+        while at.epoch < epochs and not (patience and epochs_since_best(at.epochs) >= patience):
+            student.train()
+            num_batches = loader.num_batches(at.epoch)
+            batches = loader.batches(at.epoch, at.batch)
+            while at.batch < num_batches:
+                rate = learning_rate * cosine_with_warmup(at.step, total_steps=total_steps, warmup_steps=warmup_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                size = min(accumulation, num_batches - at.batch)  # batches of this step
+                samples = [loader.batch_size_at(at.epoch, at.batch + number) for number in range(size)]
+                parts = []
+                for number in range(size):
+                    batch = clock.wait(batches) | {"epoch": at.epoch}
+                    weight = loader.local_batch_size(at.epoch, at.batch + number) / sum(samples)
+                    with accelerator.no_sync(model) if number < size - 1 else nullcontext():
+                        losses = forward_backward(batch, model, teacher, views, loss, accelerator, weight=weight)
+                    parts.append((weight, {name: value.detach() for name, value in losses.items()}))
+                if clip_grad_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+
+                at.step, at.batch = at.step + 1, at.batch + size
+                at.images_seen += sum(samples)
+                record = {"step": at.step, "epoch": at.epoch, "images_seen": at.images_seen, "learning_rate": rate}
+                record |= {"num_steps": 1, "num_images": sum(samples)}
+                means, stop = reduce_metrics(parts, clock.lap(), bool(asked.by), at.step, accelerator)
+                at.pending.append(record | means)
+                if len(at.pending) == steps_per_record or at.batch >= num_batches:
+                    at.steps.append(merge(at.pending))
+                    at.pending = []
+                    display.update(at.step, **{name: at.steps[-1][name] for name in ("loss", "learning_rate")})
+                if at.batch < num_batches and (stop or (save_every_steps and at.step % save_every_steps == 0)):
+                    save()
+                if stop and at.batch < num_batches:
+                    raise _preempted(run, asked, at)
+
+            record = merge([record for record in at.steps if record["epoch"] == at.epoch])
+            if validate is not None:
+                record |= validate(student)
+            print(epoch_line(record, epochs, unit=getattr(loader, "unit", "image")), flush=True)
+            at.epochs.append(record)
+            at.epoch, at.batch = at.epoch + 1, 0
+            if save_model is not None and epochs_since_best(at.epochs) == 0 and accelerator.is_main_process:
+                save_model(student, run.folder / "best_model")
+            run.write("history.json", {"steps": at.steps, "epochs": at.epochs})
+            save()
+            if stop and at.epoch < epochs:
+                raise _preempted(run, asked, at)
+        if save_model is not None and accelerator.is_main_process:
+            save_model(student, run.folder / "final_model")
+        accelerator.wait_for_everyone()  # for the files that the others read next
+    loader.set_rank(0, 1)
+    return {"steps": at.steps, "epochs": at.epochs}
+
+
+def forward_backward(batch: dict, model, teacher, views, loss, accelerator, *, weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """Views, teacher, student, loss and backward for a loader's batch with its "epoch"; returns the named parts of the loss.
+
+    Args:
+        model: an `AllViews` that the accelerator has prepared. weight: the batch's share in its step. The rest as for `train`.
+    """
+    inputs = views(batch.get("image", batch.get("text")), batch["id"], batch["epoch"])
+    with torch.no_grad(), accelerator.autocast():
+        answers = teacher(inputs[: views.num_global], batch)
+    outputs = model(inputs)
+    losses = loss(outputs, answers, batch.get("label"))
+    # Processes average their gradients, and wait for one to every output, also to those without a loss.
+    scaled = losses["loss"] * (weight * accelerator.num_processes)
+    accelerator.backward(scaled + _nothing(outputs, accelerator))
+    return losses
+
+
+class AllViews(nn.Module):
+    """All views of a batch in one call, which is what processes synchronise."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.student = student
+
+    def forward(self, views: list) -> list:
+        return [self.student(view) for view in views]
+
+
+def _synchronised(student: nn.Module, batch_norm: str, accelerator) -> nn.Module:
+    require_batch_norm(batch_norm, accelerator.device, processes=accelerator.num_processes)
+    if batch_norm == "sync" and accelerator.num_processes > 1:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    return student
+
+
+def _preempted(run: Run, asked, at) -> Preempted:
+    why = "interrupted" if asked.by == "SIGINT" else f"asked to stop by {asked.by or 'a signal to another rank'}"
+    return Preempted(
+        f"{run.name} was {why} and wrote a checkpoint at step {at.step}; run this cell again to go on, or the same command with "
+        "its run_name."
+    )
+
+
+def _nothing(outputs: list, accelerator) -> torch.Tensor | float:
+    """0, made from every output, where several processes need a gradient of each; alone, plainly 0."""
+    if accelerator.num_processes == 1:
+        return 0.0
+    found = []
+    for output in outputs:
+        for value in output.values() if isinstance(output, dict) else [output]:
+            found += value if isinstance(value, list) else [value]
+    return sum((value.float() * 0).sum() for value in found)

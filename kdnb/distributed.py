@@ -1,0 +1,181 @@
+"""Several processes that do one piece of work, and being asked to stop."""
+
+import atexit
+import contextlib
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+
+_TIMEOUT = timedelta(hours=2)  # one rank may train a built-in teacher, or fill a cache, while the others wait
+
+
+_TRUE = ("1", "true", "yes", "y", "t", "on")  # what Accelerate reads as a yes
+
+
+def rank() -> int:
+    """Number of this process among all of them, from 0."""
+    return int(os.environ.get("RANK", 0)) if world() > 1 else 0
+
+
+def world() -> int:
+    """How many processes work together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def find_device():
+    """The torch.device that this process works on: a GPU where there is one, and of several ranks each has one of its own.
+
+    Which one follows from LOCAL_RANK alone, so that it is the same before and after the ranks are connected. ACCELERATE_USE_CPU
+    hides GPUs, as it does for Accelerate.
+
+    Raises:
+        ValueError: more ranks on this machine than GPUs that they see.
+    """
+    import torch
+
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("mps" if torch.backends.mps.is_available() and world() == 1 else "cpu")
+    if world() > 1:
+        number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= gpus:
+            raise ValueError(
+                f"LOCAL_RANK is {number}, but this process sees {gpus} GPU(s); start as many processes a machine as it has GPUs "
+                "(--nproc-per-node), let each see all of them (CUDA_VISIBLE_DEVICES), or set ACCELERATE_USE_CPU=1."
+            )
+        torch.cuda.set_device(number)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def init_distributed():
+    """Join the process group, once; every function below that waits for others does so first."""
+    if world() > 1:
+        import torch.distributed as dist
+        import torch.distributed.nn  # noqa: F401 - later, its functions' defaults would hold the group that is there by then
+        from accelerate import PartialState
+
+        first = not dist.is_initialized()
+        PartialState(cpu=find_device().type == "cpu", timeout=_TIMEOUT)
+        if first:
+            atexit.register(_leave)
+
+
+def _leave():
+    """End the group's threads before the interpreter ends: one that lets go of a Python tensor later aborts the process.
+
+    After an error the others may wait for this process in vain, and it would wait for them: then it just ends.
+    """
+    import torch.distributed as dist
+
+    gc.collect()  # a model wrapped for several processes is part of a cycle, and holds the group
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
+
+
+def broadcast(value):
+    """The value that rank 0 has, on every rank (a name made from the time, say)."""
+    if world() == 1:
+        return value
+    init_distributed()
+    import torch.distributed as dist
+
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def gather(value) -> list:
+    """The values of all ranks, in their order, on every rank."""
+    if world() == 1:
+        return [value]
+    init_distributed()
+    import torch.distributed as dist
+
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def require_same(what: str, value):
+    """Refuse to go on where ranks have different values of `what`: a ValueError on each of them, with who has which."""
+    values = gather(value)
+    if any(other != values[0] for other in values):
+        odd = next(number for number, other in enumerate(values) if other != values[0])
+        raise ValueError(f"{what} is {values[0]!r} on rank 0 but {values[odd]!r} on rank {odd}; every process must read the same "
+                         "files: put them on a disk that all of them share.")  # fmt: skip
+
+
+def wait():
+    """Wait until every rank is here."""
+    if world() > 1:
+        init_distributed()
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def rank_0_first() -> Iterator[None]:
+    """Let rank 0 do the block alone, then the others, who find what it made."""
+    if rank() > 0:
+        wait()
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            wait()
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and can be started again. A notebook shows its sentence alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows. The frames that raised it let go of their tensors, which the next run may need room for."""
+        traceback.clear_frames(self.__traceback__)
+        return [str(self)]
+
+
+class StopFlag:
+    """Whether a signal has come: its name, else ""."""
+
+    def __init__(self):
+        self.by = ""
+
+    def __call__(self, number: int, frame):
+        name = signal.Signals(number).name
+        if name == self.by == "SIGINT":
+            raise KeyboardInterrupt
+        self.by = name
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[StopFlag]:
+    """Take the signals in the block, and hand them back to whoever had them after it. Only a main thread can.
+
+    What the process ignores, as one in the background ignores Ctrl-C, stays ignored. A rank that stops because another one was
+    asked to keeps the signals: its own is on the way, and would end the process in the middle of saying goodbye.
+    """
+    asked = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, asked) for number in heeded}
+    try:
+        yield asked
+    except Preempted:
+        if not asked.by:
+            before = {}
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

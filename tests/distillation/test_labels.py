@@ -1,0 +1,95 @@
+"""Labels that are missing (-1) or beyond the head: passed over where nothing needs them, refused early where something does."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kdnb.data.datasets import CachedTensorDataset
+from kdnb.data.loader import BatchReader
+from kdnb.distillation import build, teacher
+from kdnb.distillation.run import train_trial
+from kdnb.evaluation import student_probe
+from kdnb.runs import Run
+
+LABELS = {
+    "all missing": torch.full((60,), -1),
+    "some missing": torch.arange(60) % 4 - 1,
+    "beyond the head": torch.arange(60) % 7,
+}
+
+
+@pytest.fixture(params=LABELS)
+def labelled(request, p, make_cache, tmp_path):
+    """The parameters of a run on such labels; the teacher has 3 classes."""
+    make_cache(tmp_path / "odd", (20, 20, 20), size=8, labels=LABELS[request.param])
+    p.cache_dir, p.loss, p.epochs, p.kind = str(tmp_path / "odd"), "soft_targets", 1, request.param
+    return p
+
+
+def test_soft_targets_alone_train_without_looking_at_labels(labelled, tmp_path, capsys):
+    history, _ = train_trial(labelled, Run("a", {}, outputs=tmp_path))
+    assert len(history["steps"]) == 5
+    assert not {"cross_entropy", "student_accuracy", "teacher_accuracy"} & history["steps"][0].keys()
+    said = "but 3 classes are known to the teacher: accuracies are left out" in capsys.readouterr().out
+    assert said == (labelled.kind != "all missing")
+
+
+def test_labels_that_fit_are_counted_and_change_nothing_else(p, make_cache, tmp_path):
+    p.loss, p.epochs = "soft_targets", 2
+    history, student = train_trial(p, Run("a", {}, outputs=tmp_path))
+    assert {"cross_entropy", "student_accuracy", "teacher_accuracy"} <= history["steps"][0].keys()
+    make_cache(tmp_path / "without", (20, 20, 20), size=8, labelled=False)
+    p.cache_dir = str(tmp_path / "without")
+    _, same = train_trial(p, Run("b", {}, outputs=tmp_path))
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("loss, alpha", [("soft_targets", 0.5), ("mse", 0.5), ("cosine", 0.0)])
+def test_a_loss_that_needs_labels_is_refused_with_the_student_before_anything_is_measured(labelled, loss, alpha):
+    labelled.loss, labelled.alpha = loss, alpha
+    sentence = {"all missing": "the images have no labels", "some missing": "15 of 60 images have no label"}
+    sentence |= {"beyond the head": "labels go up to 6 and the head has 3 classes"}
+    with pytest.raises(ValueError, match=f"alpha is {alpha}, but {sentence[labelled.kind]}"):
+        build.build_student(labelled, teacher.open_teacher(labelled))
+
+
+def test_a_student_without_class_names_has_a_head_for_every_label():
+    assert build.num_classes(np.array([0, 4, 1]), None) == 5
+    assert build.num_classes(np.array([0, 1]), ["a", "b", "c"]) == 3 and build.num_classes(None, None) == 0
+
+
+def test_a_cache_of_missing_labels_is_unlabelled(make_cache, tmp_path):
+    make_cache(tmp_path / "none", labels=torch.full((27,), -1))
+    make_cache(tmp_path / "one", labels=torch.cat([torch.full((26,), -1), torch.ones(1, dtype=torch.int64)]))
+    none, one = CachedTensorDataset(tmp_path / "none"), CachedTensorDataset(tmp_path / "one")
+    assert not none.reader.labelled and none.labels is None and one.reader.labelled and one.labels[-1] == 1
+    assert all("label" not in batch for batch in BatchReader(none, batch_size=9).batches(0))
+    assert all("label" in batch for batch in BatchReader(one, batch_size=9).batches(0))
+
+
+def test_a_probe_says_before_it_measures_why_there_is_none(labelled):
+    labelled.eval_split, labelled.probe_samples, labelled.image_size = "test", 60, 8
+    found = student_probe.Probe(labelled)
+    if labelled.kind == "beyond the head":  # the digits' test labels count up to 9, the cache names 3 classes
+        assert not found.available and found.why_not == "some images of digits have no label, or one beyond its 3 classes"
+    else:
+        said = {"all missing": "digits has no labels", "some missing": "some images of digits have no label"}
+        assert not found.available and found.why_not.startswith(said[labelled.kind])
+
+
+def test_a_teacher_of_other_classes_is_not_measured_on_labels_beyond_them(p, capsys):
+    p.loss, p.eval_split = "soft_targets", "test"  # digits: labels up to 9; the teacher has 3 classes
+    frozen = teacher.open_teacher(p)
+    build.check_teacher(p, frozen)
+    assert "the teacher's head is not measured: eval_split gives no labels of its 3 classes" in capsys.readouterr().out
+    frozen.head_is_random = True
+    with pytest.raises(ValueError, match="the teacher's head was not in its checkpoint, and eval_split gives no labels of its 3"):
+        build.check_teacher(p, frozen)
+
+
+def test_soft_targets_of_a_teacher_without_a_head_are_refused_with_the_student(p):
+    p.loss, p.teacher_args, p.teacher_checkpoint = "soft_targets", {"num_classes": 0, "width": 4}, None
+    with pytest.raises(ValueError, match="teacher cifar_resnet8 has no classification head; choose mse or cosine"):
+        build.build_student(p, SimpleNamespace(num_classes=0, layer_dims=(16,), token_shape=()))
