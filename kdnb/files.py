@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, checksums taken on the way, and files that one process at a time holds.
+"""Files that appear whole or not at all, checksums taken on the way, results kept in them, and files that one process holds.
 
 A file is written under a temporary name of its own (`.<name>.<random>.tmp`), flushed to the disk and renamed: a process killed
 at any time leaves the old file or the new one, and at most one temporary file that nobody reads; of two processes that write
@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -81,6 +83,52 @@ def write_json(path: Path, content: object, **settings):
     """Write plain values as indented JSON, atomically."""
     text = json.dumps(content, indent=1, **settings) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def hash_of(facts: object, *, length: int = 32) -> str:
+    """The first `length` hexadecimal digits of the SHA-256 of plain values as sorted JSON; others count by their `str`."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def memoize(path: Path, compute: Callable[[], T]) -> T:
+    """What the file `path` holds; where it is missing or cannot be read, `compute()`, which is then written there.
+
+    The suffix decides the format: `.json` plain values, `.npy` a NumPy array, `.pt` tensors and plain values. None is unpickled.
+    Put what the result depends on into the file's name, with `hash_of`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / f"sum_{hash_of([1, 2])}.json"
+        >>> memoize(path, lambda: 1 + 2), memoize(path, lambda: "not computed again")
+        (3, 3)
+    """
+    load, save = _FORMATS[path.suffix]
+    with contextlib.suppress(Exception):  # of a file that is missing or damaged, in whatever way: it is made again
+        return load(path)
+    result = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: save(file, result))
+    return result
+
+
+def _save_tensors(file: BinaryIO, value: object):
+    import torch
+
+    torch.save(value, file)
+
+
+def _load_tensors(path: Path):
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+# (load from a path, save to an open file) of each suffix.
+_FORMATS = {
+    ".json": (lambda path: json.loads(path.read_text("utf-8")), lambda file, value: file.write(json.dumps(value).encode())),
+    ".npy": (np.load, np.save),
+    ".pt": (_load_tensors, _save_tensors),
+}
 
 
 def remove_temporary(folder: str | Path, *, of: Callable[[str], bool] = lambda name: True) -> list[str]:

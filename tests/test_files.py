@@ -2,9 +2,11 @@
 
 import threading
 
+import numpy as np
 import pytest
+import torch
 
-from kdnb.files import remove_temporary, write_atomically
+from kdnb.files import hash_of, memoize, remove_temporary, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -44,3 +46,25 @@ def test_what_a_kill_left_is_removed(tmp_path):
         (tmp_path / name).touch()
     assert remove_temporary(tmp_path) == [".a.bin.1234abcd.tmp", ".b.tmp"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".d", "c.tmp"]
+
+
+@pytest.mark.parametrize(
+    "suffix, value", [(".json", {"a": [1, 2.5, None]}), (".npy", np.arange(3)), (".pt", {"w": torch.ones(2)})]
+)
+def test_what_was_computed_once_is_read_from_then_on(tmp_path, suffix, value):
+    path, calls = tmp_path / "new" / f"kept{suffix}", []
+    for _ in range(2):
+        found = memoize(path, lambda: calls.append(1) or value)
+        assert str(found) == str(value)
+    assert len(calls) == 1
+
+
+def test_a_damaged_file_is_computed_again(tmp_path):
+    path = tmp_path / "kept.pt"
+    memoize(path, lambda: torch.ones(100))
+    path.write_bytes(path.read_bytes()[:200])
+    assert memoize(path, lambda: 2) == 2 and memoize(path, lambda: 3) == 2
+
+
+def test_a_hash_does_not_depend_on_the_order_of_names():
+    assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1}) != hash_of({"a": 1, "b": [3]})

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from kdnb.params import ParameterError, check_params, names_for, params_for
+from kdnb.params import ParameterError, arguments_of, check_params, names_for, params_for
 from kdnb.params.notebook import cell_source
 from kdnb.params.table import TABLE
 
@@ -223,3 +223,10 @@ def test_one_command_prints_a_notebooks_parameters():
     assert "one of none, within_shards, all" in result.stdout
     wrong = subprocess.run([sys.executable, "-m", "kdnb.params", "train"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "train_fixed" in wrong.stderr
+
+
+def test_a_function_gets_the_parameters_that_it_takes_by_keyword_and_no_other():
+    def build(teacher, *, seed, loss="cosine", missing=None): ...
+
+    p = check_params(given(seed=3), "train_fixed")
+    assert p.of(build) == arguments_of(build, vars(p)) == {"seed": 3, "loss": "mse"}

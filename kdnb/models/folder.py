@@ -77,6 +77,8 @@ def load_model(folder: str | Path, **settings) -> nn.Module:
     """
     import timm
 
+    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
+
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json; give one that save_model wrote.")

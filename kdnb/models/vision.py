@@ -107,6 +107,8 @@ def require_model(name: str):
     """
     import timm
 
+    from kdnb.models import cifar_resnet  # noqa: F401 - registers its models with timm
+
     if _as_folder(name) is not None:
         return
     base, _, tag = name.partition(".")

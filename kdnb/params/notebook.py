@@ -3,8 +3,9 @@
 import ast
 import difflib
 import html
+import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Number
 from pathlib import Path, PurePath
 from types import ModuleType, SimpleNamespace
@@ -85,6 +86,10 @@ class Parameters(SimpleNamespace):
     def __reduce__(self):
         return SimpleNamespace, (), vars(self)  # a copy is a plain namespace
 
+    def of(self, function: Callable) -> dict:
+        """Those of the parameters that `function` takes by keyword: see `arguments_of`."""
+        return arguments_of(function, self)
+
     def changed(self) -> dict:
         """Values that differ from the notebook's defaults."""
         return {name: vars(self)[name] for name, row in self._rows.items() if vars(self)[name] != row.convert(row.default)}
@@ -104,6 +109,19 @@ class Parameters(SimpleNamespace):
             lines.append(f"<tr{mark}>" + "".join(f'<td style="text-align: left">{html.escape(cell)}</td>' for cell in cells))
         head = _OPEN.format(html.escape(repr(self)), "</th><th>".join(("parameter", "value", "default", "meaning")))
         return head + "</tr>".join(lines) + "</tr></table></details>"
+
+
+def arguments_of(function: Callable, p: SimpleNamespace | Mapping) -> dict:
+    """Those of the parameters `p` that `function` takes as keyword-only arguments, by the same names: `f(**arguments_of(f, p))`.
+
+    Example:
+        >>> def train(model, *, epochs, seed=0): ...
+        >>> arguments_of(train, {"model": "resnet18", "epochs": 10, "loss": "mse"})
+        {'epochs': 10}
+    """
+    values = p if isinstance(p, Mapping) else vars(p)
+    named = inspect.signature(function).parameters.values()
+    return {row.name: values[row.name] for row in named if row.kind is row.KEYWORD_ONLY and row.name in values}
 
 
 class ParameterError(ValueError):

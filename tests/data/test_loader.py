@@ -202,7 +202,7 @@ def test_every_epoch_trains_a_step_when_groups_of_batches_are_short(cache):
     assert count_steps(plan, epochs=5, gradient_accumulation_steps=4) == 5
     ranks = [EpochPlan(plan.order, batch_size=4, drop_last=False) for _ in range(4)]
     for rank, part in enumerate(ranks):
-        part.split(rank, 4)
+        part.set_rank(rank, 4)
     assert [part.local_batch_size(0, 6) for part in ranks] == [1, 1, 1, 0]  # 27 images: the last batch has 3
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kdnb import distributed
 from kdnb.distillation import checkpoint
-from kdnb.distillation.checkpoint import TrainState, pack, restore
+from kdnb.distillation.checkpoint import TrainState, load, state_dict
 from kdnb.runs import Run
 
 
@@ -16,7 +16,7 @@ def on(monkeypatch, tmp_path):
     def draw(rank: int, *, seed: int = 5) -> list[float]:
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         student = torch.nn.Linear(1, 1)
-        restore(Run("r", {}, outputs=tmp_path), student, torch.optim.AdamW(student.parameters()), None, seed=seed)
+        load(Run("r", {}, outputs=tmp_path), student, torch.optim.AdamW(student.parameters()), None, seed=seed)
         return torch.rand(3).tolist()
 
     return draw
@@ -26,7 +26,7 @@ def save(run: Run, step: int, states: list, monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: 0)
     monkeypatch.setattr(distributed, "gather", lambda mine: states)
     student = torch.nn.Linear(1, 1)
-    run.save_checkpoint(step, pack(student, torch.optim.AdamW(student.parameters()), None, TrainState(step=step)))
+    run.save_checkpoint(step, state_dict(student, torch.optim.AdamW(student.parameters()), None, TrainState(step=step)))
 
 
 def state_of(seed: int) -> tuple[dict, list[float]]:

@@ -25,7 +25,7 @@ def test_loss_curves_draw_every_record_and_the_median():
 
 def test_the_median_shrinks_at_the_ends():
     values = np.array([5.0, 1.0, 3.0, 2.0])
-    assert plots.losses._running_median(values, half=1).tolist() == [3, 3, 2, 2.5]
+    assert plots.training._running_median(values, half=1).tolist() == [3, 3, 2, 2.5]
 
 
 @pytest.mark.parametrize(
