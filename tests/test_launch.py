@@ -82,5 +82,5 @@ def test_interrupting_the_cell_ends_the_processes_and_says_how_to_go_on(start, i
 def test_one_process_or_a_rank_of_its_own_starts_nothing(start, monkeypatch):
     assert start(0, processes=1)[1] == []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(papermill.ranks, "agree", lambda value: value)
+    monkeypatch.setattr(papermill.distributed, "broadcast", lambda value: value)
     assert start(0)[1] == []

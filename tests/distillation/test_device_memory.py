@@ -9,7 +9,7 @@ from torch import nn
 
 from kdnb import distributed
 from kdnb.data.loader import build_pretraining_dataloader
-from kdnb.distillation import build, device_memory
+from kdnb.distillation import device_memory
 from kdnb.distillation.device_memory import fits_in_memory, step_bytes
 
 
@@ -142,8 +142,8 @@ def place(cache, monkeypatch, capsys):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return "on the device"
 
-        monkeypatch.setattr(build, "step_bytes", lambda *given, **settings: peak)
-        monkeypatch.setattr(build, "DeviceLoader", copy)
+        monkeypatch.setattr(device_memory, "step_bytes", lambda *given, **settings: peak)
+        monkeypatch.setattr(device_memory, "DeviceLoader", copy)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (90 * 10**9, 10**11))
         p = SimpleNamespace(cache_on_device=choice, epochs=1, mixed_precision="auto", gradient_accumulation_steps=1)
         placed = device_memory.maybe_cache_on_device(p, loader, None, None, None, None)

@@ -8,7 +8,7 @@ import torch
 
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.loader import DeviceLoader
-from kdnb.distillation import build, teacher, teacher_model
+from kdnb.distillation import build, device_memory, teacher, teacher_model
 from kdnb.distillation.run import store_teacher_outputs, train_trial
 from kdnb.models.vision import build_model
 from kdnb.runs import Run
@@ -167,6 +167,6 @@ def test_a_disk_without_room_is_said_before_anything_is_asked(p, monkeypatch):
 def test_images_on_the_device_train_to_the_same_weights(p, tmp_path, monkeypatch):
     expected, weights = run(p, tmp_path, "shards")
     made = []
-    monkeypatch.setattr(build, "DeviceLoader", lambda *a, **k: made.append(1) or DeviceLoader(*a, **k))
+    monkeypatch.setattr(device_memory, "DeviceLoader", lambda *a, **k: made.append(1) or DeviceLoader(*a, **k))
     losses, got = run(p, tmp_path, "device", cache_on_device="true")
     assert made and losses == expected and all(torch.equal(got[name], weights[name]) for name in weights)

@@ -142,7 +142,7 @@ while True:
 def kill_while_filling(cache, folder, kills: int) -> dict:
     """Fill from a process that is killed again and again; after each kill, every stored row must be there and right."""
     dice, told, counts = random.Random(0), set(), {"kills": 0, "rows": 0, "files made while killed": 0}
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for number in range(kills):
         command = [sys.executable, "-c", FILL, folder, cache, here, str(number)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -75,7 +74,7 @@ def test_killed_processes_end_with_the_same_weights_in_every_regime(cache, tmp_p
         student, _, _ = run_training(cache, tmp_path / "a", regime)
         torch.save(student.state_dict(), tmp_path / "a" / f"{regime}.pt")
     chance = random.Random(0)
-    command = [sys.executable, os.path.join(os.path.dirname(__file__), "training.py"), cache, tmp_path / "b"]
+    command = [sys.executable, training.__file__, cache, tmp_path / "b"]
     kills = 0
     while True:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from caches import write_cache
-from test_ranks import launch
+from test_distributed import launch
 from training import frozen_teacher, mse, run_training
 
 from kdnb.data.datasets import CachedTensorDataset
