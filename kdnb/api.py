@@ -22,7 +22,6 @@ from kdnb.data.cache import read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.order import count_visits
 from kdnb.data.precompute import precompute as fill_cache
-from kdnb.data.prepare import source_arguments
 from kdnb.data.sources import open_source
 from kdnb.distillation import build, teacher
 from kdnb.distillation.checks import SUBSETS
@@ -59,7 +58,7 @@ def precompute(
         The cache's folder, which `distill` and the data sets take.
     """
     columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
-    source = open_source(**source_arguments(SimpleNamespace(dataset=str(dataset), split=split, **columns)))
+    source = open_source(dataset, split=split, **columns)
     folder = anchored(cache_dir)
     with Display(settings.get("max_samples") or source.num_images, title="precompute", unit="image") as lines:
         fill_cache(source, folder, image_size=image_size, shard_size=cache_shard_size, progress=lines, **settings)

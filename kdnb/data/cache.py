@@ -244,6 +244,11 @@ def read_index(folder: str | Path) -> dict:
     return index
 
 
+def normalisation(index: dict) -> dict[str, tuple[float, ...]]:
+    """ "mean" and "std" that the stored images were normalised with; nothing where they are uint8."""
+    return {} if index["storage"] == "uint8" else {name: tuple(index[name]) for name in ("mean", "std")}
+
+
 def write_index(folder: str | Path, index: dict):
     """Replace the index of the cache in `folder`, atomically."""
     write_json(Path(folder) / INDEX_FILE, index)

@@ -3,8 +3,8 @@
 import contextlib
 import re
 import shlex
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 from kdnb import distributed
 from kdnb.data.cache import BrokenIndex, read_index
@@ -13,42 +13,47 @@ from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.loader import BatchReader
 from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
-from kdnb.data.sources import hub_name, open_source, source_names
+from kdnb.data.sources import hub_name, is_local, open_source, source_names
 from kdnb.distributed import find_device
 from kdnb.progress import Display
-from kdnb.runs import anchored, local_or_hub
+from kdnb.runs import anchored
 
 STORE = "outputs/cache_evaluation"
-
-
 _QUICK = 5000  # images that are decoded without a display
+_RECORDED = ("image_size", "resize")  # how the images were cut into shards does not matter to training
 
 
-def source_arguments(p: SimpleNamespace, split: str | None = None) -> dict:
-    """Arguments of `open_source` for the notebook's data, or for another split of it."""
-    if p.dataset is None:
-        raise ValueError("dataset is None; give digits, cifar10, an image folder, Parquet, or a data set on the Hub.")
-    names = {"split": split or p.split, "image_column": p.image_column, "label_column": p.label_column}
-    names |= {"streaming": getattr(p, "streaming", False)}  # which an older run's parameters do not know
-    return {"dataset": p.dataset if p.dataset == "digits" else local_or_hub(p.dataset), **names}
+def held_out_batches(
+    *, dataset: str, eval_split: str | None, image_column: str | None, label_column: str | None, streaming: bool = False,
+    image_size: int, resize: str, num_workers: int = 0,
+) -> BatchReader | None:  # fmt: skip
+    """All images of `eval_split`, labelled, of the size of the cache; None without a split or without labels."""
+    if eval_split is None:
+        return None
+    columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+    source = open_source(dataset, split=eval_split, **columns)
+    return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
 
 
-def held_out_batches(p: SimpleNamespace) -> BatchReader | None:
-    """All images of `p.eval_split`, labelled, as `p.image_size` and `p.resize` say; None without a split or without labels."""
-    return None if p.eval_split is None else _cached(p, p.eval_split)
-
-
-def training_batches(p: SimpleNamespace, count: int, *, classes: list[str] | None) -> BatchReader | None:
-    """`count` labelled training images at most, with the names `classes`, at random: from the cache in `p.cache_dir` where it
-    holds them, else cached now; None where `p.split` has no labels."""
-    folder = anchored(p.cache_dir)
+def training_batches(
+    count: int, *, classes: list[str] | None, dataset: str, split: str, image_column: str | None, label_column: str | None,
+    streaming: bool = False, cache_dir: str | Path, image_size: int, resize: str, num_workers: int = 0,
+) -> BatchReader | None:  # fmt: skip
+    """`count` labelled training images at most, with the names `classes`, at random: from the cache in `cache_dir` where it
+    holds them, else cached now; None where `split` has no labels."""
+    columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+    open_it = partial(open_source, dataset, split=split, **columns)
     try:
-        index = read_index(folder)
+        index = read_index(anchored(cache_dir))
     except (FileNotFoundError, ValueError):  # none, or a broken one
         index = None
-    if index is not None and index["classes"] == classes and _holds(index, p, count):
-        return drawn_batches(folder, count)
-    return _cached(p, p.split, most=count)
+    wanted = {"classes": classes, "labelled": True, "storage": "uint8", "image_size": image_size, "resize": resize}
+    if index is not None and all(index[name] == value for name, value in wanted.items()):
+        # Opening a data set of the Hub might fetch it all: its name has to do.
+        same = made_from(index, open_it()) if is_local(dataset) else index["source"] == f"{hub_name(dataset)}/{split}"
+        if same and _enough(index, count, permuted=streaming or index["permutation_seed"] is not None):
+            return drawn_batches(anchored(cache_dir), count)
+    return _cached_batches(open_it(), count, image_size=image_size, resize=resize, num_workers=num_workers)
 
 
 def drawn_batches(cache_dir: Path, count: int) -> BatchReader:
@@ -63,29 +68,20 @@ def class_names(*readers: ShardReader) -> list[str]:
     return names or [str(number) for number in range(1 + max(int(reader.labels.max()) for reader in readers))]
 
 
-def _holds(index: dict, p: SimpleNamespace, count: int) -> bool:
-    """Whether a cache holds `count` labelled images of `p.split` (or all that there are), as `p` wants them."""
-    wanted = {"labelled": True, "storage": "uint8", "image_size": p.image_size, "resize": p.resize}
-    rows = sum(shard["rows"] for shard in index["shards"])
-    everything = sum(map(covered, index["shards"])) == index["num_images"] == index.get("source_images")
-    fair = index["permutation_seed"] is not None or getattr(p, "streaming", False)  # the first of a source may be few classes
-    enough = everything or (fair and rows >= count)
-    if not enough or any(index[name] != value for name, value in wanted.items()):
-        return False
-    arguments = source_arguments(p)
-    if arguments["dataset"] == "digits" or Path(arguments["dataset"]).expanduser().exists():
-        return made_from(index, open_source(**arguments))
-    return index["source"] == f"{hub_name(arguments['dataset'])}/{p.split}"  # opening it might fetch it all
+def _enough(index: dict, count: int, *, permuted: bool) -> bool:
+    """Whether a cache holds `count` images that are a fair sample of its source (the first of it may be few classes), or all."""
+    if sum(map(covered, index["shards"])) == index["num_images"] == index.get("source_images"):
+        return True
+    return permuted and sum(shard["rows"] for shard in index["shards"]) >= count
 
 
-def _cached(p: SimpleNamespace, split: str, *, most: int | None = None) -> BatchReader | None:
-    """The labelled images of a split, or `most` of them, from a cache that is made now where there is none."""
-    source = open_source(**source_arguments(p, split))
+def _cached_batches(source, most: int | None, *, image_size: int, resize: str, num_workers: int) -> BatchReader | None:
+    """The labelled images of `source`, or `most` of them, from a cache that is made now where there is none."""
     if not source.labelled:
         return None
-    name = re.sub(r"\W+", "_", f"{source.name}_{p.image_size}_{p.resize}_{most or 'all'}_{source.fingerprint[:8]}")
+    name = re.sub(r"\W+", "_", f"{source.name}_{image_size}_{resize}_{most or 'all'}_{source.fingerprint[:8]}")
     folder, streamed = anchored(STORE) / name, source.num_images is None
-    settings = {"image_size": p.image_size, "resize": p.resize, "max_samples": most, "num_workers": getattr(p, "num_workers", 0)}
+    settings = {"image_size": image_size, "resize": resize, "max_samples": most, "num_workers": num_workers}
     settings["permutation_seed"] = None if streamed else 0  # a source may be sorted by class
     if streamed and most:
         print(f"{source.name} is streamed: its first {most:,} images are taken, not any {most:,}", flush=True)
@@ -101,69 +97,59 @@ def _batches(data: CachedTensorDataset) -> BatchReader:
     return BatchReader(data, batch_size=100, device=find_device(), drop_last=False)
 
 
-# Parameters of precompute that a training notebook has as well, and those of them that have to be the cache's.
-_NEEDED = (
-    "dataset", "split", "image_column", "label_column", "streaming", "cache_dir", "cache_shard_size", "image_size", "resize",
-)  # fmt: skip
-
-
-_RECORDED = ("image_size", "resize")  # how the images were cut into shards does not matter to training
-
-
-def ensure_cache(p: SimpleNamespace) -> dict:
-    """The index of the cache in `p.cache_dir`; the built-in digits are cached now where they are not, in a second.
+def ensure_cache(
+    *, dataset: str, split: str, image_column: str | None, label_column: str | None, streaming: bool = False,
+    cache_dir: str | Path, cache_shard_size: int, image_size: int, resize: str,
+) -> dict:  # fmt: skip
+    """The index of the cache in `cache_dir`; the built-in digits are cached now where they are not, in a second.
 
     Raises:
         ValueError: the cache holds other images, or others of their sizes, than the parameters say.
         FileNotFoundError: no cache, with the command that makes one.
     """
-    folder, source = anchored(p.cache_dir), source_arguments(p)
-    builtin = source["dataset"] == "digits"
+    wanted = dict(locals())
+    folder, builtin, index = anchored(cache_dir), dataset == "digits", None
     try:
         index = read_index(folder)
+        _refuse_other(index, wanted)
     except FileNotFoundError:
-        index = None
+        if not builtin:
+            raise FileNotFoundError(f"Index file not found: {folder / 'index.json'}. {_what_to_do(folder, wanted)}") from None
     except BrokenIndex:
-        if not builtin:  # whose index is mended below
+        if not builtin:
             raise
-        index = None
-    if index is not None:
-        _refuse_other(p, index, source_names(source["dataset"], source["split"]))
-    if builtin:  # also where there is an index: it may not list all shards yet
-        sizes = {"image_size": p.image_size, "shard_size": p.cache_shard_size, "resize": p.resize}
+    if builtin:  # also where there is an index: it may not list all shards yet, or be broken
+        sizes = {"image_size": image_size, "shard_size": cache_shard_size, "resize": resize}
         with distributed.rank_0_first():
-            precompute(open_source(**source), folder, **sizes)
-        return read_index(folder)
-    if index is None:
-        raise FileNotFoundError(f"Index file not found: {folder / 'index.json'}. {_what_to_do(p, folder)}")
+            precompute(open_source(dataset, split=split), folder, **sizes)
+        index = read_index(folder)
     return index
 
 
-def precompute_command(p: SimpleNamespace, **changes) -> str:
-    """The papermill command, quoted for a shell, that makes the cache which `p` asks for."""
-    values = {name: getattr(p, name, None) for name in _NEEDED} | changes
-    given = [f"-p {name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None and value is not False]
-    return " ".join(["papermill notebooks/precompute.ipynb out.ipynb", *given])
+def precompute_command(**parameters) -> str:
+    """The papermill command, quoted for a shell, that makes the cache which the parameters describe."""
+    meant = {name: str(value) for name, value in parameters.items() if value is not None and value is not False}
+    words = [f"-p {name} {shlex.quote(value)}" for name, value in meant.items()]
+    return " ".join(["papermill notebooks/precompute.ipynb out.ipynb", *words])
 
 
-def _refuse_other(p: SimpleNamespace, index: dict, names: set[str]):
+def _refuse_other(index: dict, wanted: dict):
     """Raise where the cache of `index` is not the one that the parameters describe, naming all that differs."""
+    dataset, split, cache_dir = wanted["dataset"], wanted["split"], wanted["cache_dir"]
     differs = []
-    if index["source"] not in names:
-        differs.append(f"dataset is {p.dataset!r} (split {p.split}), the cache holds {index['source']}")
-    for name in _RECORDED:
-        if getattr(p, name) != index[name]:
-            differs.append(f"{name} is {getattr(p, name)!r}, the cache has {index[name]!r}")
+    if index["source"] not in source_names(dataset, split):
+        differs.append(f"dataset is {dataset!r} (split {split}), the cache holds {index['source']}")
+    differs += [f"{name} is {wanted[name]!r}, the cache has {index[name]!r}" for name in _RECORDED if wanted[name] != index[name]]
     if differs:
-        what = re.sub(r"\W+", "_", f"{Path(p.dataset).name}_{p.split}_{p.image_size}_{p.resize}_{p.cache_shard_size}")
-        other = str(Path(p.cache_dir).with_name(f"cache_{what}"))
+        facts = [Path(dataset).name, split, *(wanted[name] for name in (*_RECORDED, "cache_shard_size"))]
+        other = str(Path(cache_dir).with_name("cache_" + re.sub(r"\W+", "_", "_".join(map(str, facts)))))
         raise ValueError(
-            f"cache_dir {p.cache_dir} is not the cache that the parameters describe: {'; '.join(differs)}. Give what the cache "
-            f"holds, or cache_dir {other}, which this command makes: {precompute_command(p, cache_dir=other)}"
+            f"cache_dir {cache_dir} is not the cache that the parameters describe: {'; '.join(differs)}. Give what the cache "
+            f"holds, or cache_dir {other}, which this command makes: {precompute_command(**wanted | {'cache_dir': other})}"
         )
 
 
-def _what_to_do(p: SimpleNamespace, folder: Path) -> str:
+def _what_to_do(folder: Path, wanted: dict) -> str:
     if unmade := missing(folder):
         return f"Several jobs fill this cache, and {len(unmade)} of its shards are missing; wait for them, or start them again."
-    return f"Make the cache with: {precompute_command(p)}"
+    return f"Make the cache with: {precompute_command(**wanted)}"

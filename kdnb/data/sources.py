@@ -24,6 +24,7 @@ from PIL import Image
 from kdnb.data.decode import Encoded
 from kdnb.data.splits import SPLITS, check_hub, find_columns, no_split, open_split
 from kdnb.files import write_json
+from kdnb.runs import anchored, local_or_hub
 
 Item = tuple[int, Encoded, int | None]
 
@@ -262,20 +263,29 @@ def open_source(
         ValueError: no such dataset, split or column; says which there are.
     """
     table = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
-    dataset = str(dataset)
-    path = Path(dataset).expanduser()
+    require_dataset(dataset)
+    dataset, path = str(dataset), anchored(dataset)
     files = _list_files(path) if path.is_dir() else []
-    if not dataset or (path.is_file() and path.suffix != ".parquet"):
-        raise ValueError(
-            f"dataset is {dataset!r}; allowed are 'digits', a folder of images, a Parquet file (.parquet) or a folder "
-            "with such files, or a name on the Hugging Face Hub."
-        )
     if dataset != "digits" and (not path.is_dir() or any(name.endswith(".parquet") for name in files)):
-        return open_table(dataset, split=split, **table)
+        return open_table(local_or_hub(dataset), split=split, **table)
     for name, value in table.items():
         if value:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
     return DigitsSource(split) if dataset == "digits" else FolderSource(path, split, files)
+
+
+def require_dataset(dataset: str | Path | None):
+    """Refuse what names no images: ValueError."""
+    if not dataset or (anchored(dataset).is_file() and anchored(dataset).suffix != ".parquet"):
+        raise ValueError(
+            f"dataset is {dataset!r}; allowed are 'digits', a folder of images, a Parquet file (.parquet) or a folder "
+            "with such files, or a name on the Hugging Face Hub."
+        )
+
+
+def is_local(dataset: str) -> bool:
+    """Whether `dataset` can be opened without a network: the digits, or what is on this disk."""
+    return dataset == "digits" or anchored(dataset).exists()
 
 
 def source_names(dataset: str, split: str) -> set[str]:
@@ -283,7 +293,7 @@ def source_names(dataset: str, split: str) -> set[str]:
 
     What is not on this disk may be a name on the Hub, or a path that is there on another machine.
     """
-    path = Path(dataset).expanduser()
+    path = anchored(dataset)
     if dataset == "digits":
         return {f"digits/{split}"}
     if path.suffix == ".parquet" and not path.is_dir():

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from kdnb import distributed
-from kdnb.data.cache import read_index
+from kdnb.data.cache import normalisation, read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
-from kdnb.data.prepare import held_out_batches, source_arguments
+from kdnb.data.prepare import held_out_batches
+from kdnb.data.sources import open_source
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.distillation.teacher import LiveTeacher
 from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_skill
@@ -24,13 +25,14 @@ from kdnb.distributed import find_device
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.folder import save_model, write_cards
 from kdnb.models.vision import Student, build_model, required_size
+from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored, set_seed
 
 
 def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | WorkerLoader:
     """The batches of `regime` with the notebook's batch size, cap and seeds; `subset` holds what the regime needs."""
     raw = {"image_size": p.image_size, "resize": p.resize, "cache_shard_size": p.cache_shard_size}
-    raw = {} if p.use_cached else raw | source_arguments(p)
+    raw = {} if p.use_cached else raw | {"dataset": p.dataset} | arguments_of(open_source, p)
     return build_pretraining_dataloader(
         use_cached=p.use_cached,
         cache_dir=anchored(p.cache_dir),
@@ -52,7 +54,7 @@ def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | 
 def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
     """The augmentation that teacher and student share: float32 in [0, 1]."""
     require_multicrop(p)
-    stored = stored_normalisation(p) if p.use_cached else {}
+    stored = normalisation(read_index(anchored(p.cache_dir))) if p.use_cached else {}
     if p.augmentation == "clean":
         return CleanTransform(size=p.image_size, **stored)
     free = _free_views(p, scale=(p.crop_scale_min, 1.0), **stored)
@@ -63,12 +65,6 @@ def require_multicrop(p: SimpleNamespace):
     """Refuse local crops without the global ones that belong to them: ValueError."""
     if p.use_local_crops and p.augmentation != "multicrop":
         raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
-
-
-def stored_normalisation(p: SimpleNamespace) -> dict:
-    """Normalisation ("mean", "std") that the images of a float cache were stored with; nothing for uint8."""
-    index = read_index(anchored(p.cache_dir))
-    return {} if index["storage"] == "uint8" else {name: tuple(index[name]) for name in ("mean", "std")}
 
 
 def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **stored) -> SimpleTransform | FastMultiCropTransform:
@@ -166,7 +162,7 @@ def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> Distillat
 
 def check_teacher(p: SimpleNamespace, teacher):
     """Measure the teacher's head on the held-out split before any step, print it, and refuse noise as soft targets."""
-    held_out = held_out_batches(p)
+    held_out = held_out_batches(**arguments_of(held_out_batches, p))
     if not labels_fit(None if held_out is None else held_out.dataset.labels, teacher.num_classes, alpha=1):
         why = f"eval_split gives no labels of its {teacher.num_classes} classes"
         if teacher.head_is_random:

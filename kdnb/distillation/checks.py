@@ -8,11 +8,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 from kdnb import distributed
-from kdnb.data import prepare
 from kdnb.data.cache import read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.order import EpochPlan, Order, batch_cap, even_shards, require_equal_shares
-from kdnb.data.sources import open_source
+from kdnb.data.sources import open_source, require_dataset
 from kdnb.distillation import build, teacher
 from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
 from kdnb.distributed import find_device
@@ -20,7 +19,7 @@ from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.vision import require_as_many_layers, require_model
 from kdnb.models.weights import require_checkpoint
-from kdnb.params import ParameterError
+from kdnb.params import ParameterError, arguments_of
 from kdnb.runs import anchored, local_or_hub
 from kdnb.text import text_teacher
 from kdnb.text.soft_labels import Data
@@ -45,9 +44,9 @@ def check_run(p: SimpleNamespace, notebook: str):
     if notebook == "soft_distill_text":
         rules = [_precision, _sweep]
     elif notebook == "precompute":
-        rules = [prepare.source_arguments, *([teacher.check_modes, _teacher, _checkpoint] if p.cache_teacher_features else [])]
+        rules = [_dataset, *([teacher.check_modes, _teacher, _checkpoint] if p.cache_teacher_features else [])]
     else:
-        rules = [prepare.source_arguments, _answers, _teacher, _checkpoint, _student, _layers, build.require_multicrop, _labels]
+        rules = [_dataset, _answers, _teacher, _checkpoint, _student, _layers, build.require_multicrop, _labels]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
     _refuse_faults(rules, p)
@@ -79,6 +78,10 @@ def _refuse_faults(rules: list[Callable], p: SimpleNamespace):
             faults.append(str(error))
     if faults:
         raise ParameterError("\n".join(dict.fromkeys(faults)))
+
+
+def _dataset(p: SimpleNamespace):
+    require_dataset(p.dataset)
 
 
 def _answers(p: SimpleNamespace):
@@ -175,7 +178,7 @@ def _shards(p: SimpleNamespace) -> tuple[int, ...] | None:
     """Rows of each shard that the run will read: the cache's, or those that the digits are cut into; None: not known yet."""
     cached = _cached_shards(p) if p.use_cached else None
     if cached is None and p.dataset == "digits":
-        return even_shards(open_source(**prepare.source_arguments(p)).num_images, p.cache_shard_size)
+        return even_shards(open_source(p.dataset, **arguments_of(open_source, p)).num_images, p.cache_shard_size)
     return cached
 
 

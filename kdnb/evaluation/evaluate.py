@@ -22,6 +22,7 @@ from kdnb.evaluation.evaluator import Evaluator, Scores, gap_closed
 from kdnb.evaluation.quality import agreement, expected_calibration_error, linear_cka
 from kdnb.evaluation.sweep import Planned, run_all
 from kdnb.models.vision import FeatureModel, build_model, freeze
+from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored, set_seed
 
 _DEMO = Planned("fixed", 0, "train_fixed", {"run_name": "digits_fixed", "eval_split": None, "keep_checkpoints": None})
@@ -146,9 +147,10 @@ def build_evaluator(run: TrainedRun, data: SimpleNamespace) -> Evaluator:
     """
     sizes = {"image_size": run.p.image_size, "resize": run.p.resize, "cache_dir": run.p.cache_dir}
     p = SimpleNamespace(**vars(data), **sizes, num_workers=getattr(run.p, "num_workers", 0))
-    test = prepare.held_out_batches(p)
+    test = prepare.held_out_batches(**arguments_of(prepare.held_out_batches, p))
     names = None if test is None else test.dataset.reader.index["classes"]
-    train = None if test is None else prepare.training_batches(p, data.probe_samples, classes=names)
+    drawn = {"classes": names} | arguments_of(prepare.training_batches, p)
+    train = None if test is None else prepare.training_batches(data.probe_samples, **drawn)
     for split, batches in ((data.eval_split, test), (data.split, train)):
         if batches is None:
             raise ValueError(f"dataset {data.dataset}, split {split}, has no labels; evaluation needs a labelled data set.")

@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 from torch import nn
 
+from kdnb.data.cache import normalisation
 from kdnb.data.prepare import drawn_batches, held_out_batches
 from kdnb.data.views import CleanTransform
-from kdnb.distillation.build import num_classes, stored_normalisation
+from kdnb.distillation.build import num_classes
 from kdnb.distributed import find_device
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
 from kdnb.losses import labels_fit
 from kdnb.models.vision import Student
+from kdnb.params import arguments_of
 from kdnb.runs import anchored
 
 
@@ -30,7 +32,7 @@ class Probe:
             return
         self.train = drawn_batches(anchored(p.cache_dir), p.probe_samples)
         cached = self.train.dataset.reader
-        self.test = held_out_batches(p) if cached.labelled else None
+        self.test = held_out_batches(**arguments_of(held_out_batches, p)) if cached.labelled else None
         if self.test is None:
             self.why_not = f"{p.dataset} has no labels"
             return
@@ -39,7 +41,7 @@ class Probe:
         if not all(labels_fit(labels, self.num_classes, alpha=1) for labels in known):
             self.why_not = f"some images of {p.dataset} have no label, or one beyond its {self.num_classes} classes"
             return
-        self.stored = stored_normalisation(p)
+        self.stored = normalisation(cached.index)
         self.view = CleanTransform(size=p.image_size, **self.stored)
         held_out = self.test.dataset.reader.index["fingerprint"]
         self.about = [cached.index["fingerprint"], len(cached), self.train.num_samples(0), held_out]

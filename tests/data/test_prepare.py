@@ -8,6 +8,7 @@ import pytest
 from kdnb.data import prepare
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
+from kdnb.params import arguments_of
 
 P = {"dataset": "digits", "split": "train", "eval_split": "test", "image_column": None, "label_column": None}
 P |= {"streaming": False, "image_size": 16, "resize": "crop"}
@@ -27,19 +28,27 @@ def fill(tmp_path, **changes):
     precompute(open_source("digits"), tmp_path / "cache", **settings | changes)
 
 
+def held_out(p):
+    return prepare.held_out_batches(**arguments_of(prepare.held_out_batches, p))
+
+
+def training(p, count: int, classes: list[str]):
+    return prepare.training_batches(count, classes=classes, **arguments_of(prepare.training_batches, p))
+
+
 def test_the_held_out_split_is_decoded_once(tmp_path, monkeypatch):
     p = parameters(tmp_path)
-    first = prepare.held_out_batches(p)
+    first = held_out(p)
     assert first.num_samples(0) == 297 and prepare.class_names(first.dataset.reader) == [str(digit) for digit in range(10)]
     monkeypatch.setattr("kdnb.data.decode.decode_all", lambda *args, **kwargs: pytest.fail("decoded again"))
-    again = prepare.held_out_batches(p)
+    again = held_out(p)
     assert again.dataset.reader.cache_dir == first.dataset.reader.cache_dir
-    assert prepare.held_out_batches(parameters(tmp_path, eval_split=None)) is None
+    assert held_out(parameters(tmp_path, eval_split=None)) is None
 
 
 def test_training_images_are_drawn_from_the_runs_cache_where_it_holds_them(tmp_path):
     fill(tmp_path)
-    batches = prepare.training_batches(parameters(tmp_path), 300, classes=[str(digit) for digit in range(10)])
+    batches = training(parameters(tmp_path), 300, [str(digit) for digit in range(10)])
     assert batches.dataset.reader.cache_dir == tmp_path / "cache" and batches.num_samples(0) == 300
     labels = [label for batch in batches for label in batch["label"].tolist()]
     assert set(labels) == set(range(10)) and len(labels) == 300
@@ -65,16 +74,16 @@ def test_and_cached_anew_where_it_does_not(tmp_path, change):
         fill(tmp_path)
         index = json.loads((tmp_path / "cache/index.json").read_text())
         (tmp_path / "cache/index.json").write_text(json.dumps(index | {"shards": index["shards"][:-1]}))
-    batches = prepare.training_batches(p, 250, classes=names)
+    batches = training(p, 250, names)
     assert batches.dataset.reader.cache_dir.parent == tmp_path / "store" and batches.num_samples(0) == 250
 
 
 def test_all_of_a_small_split_is_enough_and_so_is_a_permuted_part(tmp_path):
     names = [str(number) for number in range(10)]
     fill(tmp_path, permutation_seed=0, max_samples=800)
-    assert prepare.training_batches(parameters(tmp_path), 300, classes=names).dataset.reader.cache_dir == tmp_path / "cache"
+    assert training(parameters(tmp_path), 300, names).dataset.reader.cache_dir == tmp_path / "cache"
     fill(tmp_path, permutation_seed=0)
-    batches = prepare.training_batches(parameters(tmp_path), 10**6, classes=names)
+    batches = training(parameters(tmp_path), 10**6, names)
     assert batches.num_samples(0) == 1500 and batches.dataset.reader.cache_dir == tmp_path / "cache"
 
 
@@ -87,7 +96,7 @@ def test_a_split_whose_labels_are_all_missing_is_not_judged_on(tmp_path, monkeyp
     rows = {"image": [Image.new("RGB", (4, 4))] * 3, "label": [-1] * 3}
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "set/test-00000-of-00001.parquet")
-    assert prepare.held_out_batches(parameters(tmp_path, dataset=str(tmp_path / "set"))) is None
+    assert held_out(parameters(tmp_path, dataset=str(tmp_path / "set"))) is None
     assert not (tmp_path / "store").exists()
 
 
@@ -112,11 +121,12 @@ JUDGE = """
     from kdnb.data import prepare
     from kdnb.evaluation.student_probe import Probe
     from kdnb.distillation.teacher import Teacher
+    from kdnb.params import arguments_of
 
     p = SimpleNamespace(**json.loads(sys.argv[1]))
     prepare.STORE = p.cache_dir + "_evaluation"
     if p.fill:
-        source = open_source(**prepare.source_arguments(p))
+        source = open_source(p.dataset, **arguments_of(open_source, p))
         precompute(source, p.cache_dir, image_size=p.image_size, shard_size=50, permutation_seed=None)
     else:
         probe = Probe(p)
