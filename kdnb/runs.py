@@ -22,11 +22,7 @@ import torch
 from kdnb import distributed
 from kdnb.distributed import find_device
 from kdnb.files import Held, only_process, write_atomically, write_json
-
-# Parameters that resuming may change: those that say how a run is carried out, not what comes out, and those by which a
-# comparison grows.
-_FREE = {"num_workers", "persistent_workers", "save_every_steps", "keep_checkpoints", "parallel_runs", "cache_on_device"}
-_FREE |= {"tour_steps", "processes", "seeds", "regimes", "baseline", "streaming"}
+from kdnb.params import FREE
 
 
 def project_root() -> Path:
@@ -118,7 +114,7 @@ class Run:
 
     def _check_same(self, before: dict):
         now = json.loads(json.dumps(self.parameters))
-        differ = [k for k in sorted({*before, *now} - _FREE - {"run_name"}) if before.get(k) != now.get(k)]
+        differ = [k for k in sorted({*before, *now} - FREE - {"run_name"}) if before.get(k) != now.get(k)]
         if differ:
             changes = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differ)
             raise ValueError(

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from papermill import execute_notebook, inspect_notebook
 
-from kdnb.params import check_params, names_for, params_for
-from kdnb.params.notebook import cell_source, literal, write_cell
+from kdnb.params import TABLE, check_params
+from kdnb.params.cell import cell_source, literal, write_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,14 +45,14 @@ def test_writing_the_cell_changes_nothing_else(tmp_path):
 @each_notebook
 def test_papermill_lists_and_knows_every_parameter(path, tmp_path, caplog):
     listed = [tuple(entry.values()) for entry in inspect_notebook(path).values()]
-    table = [(name, row.annotation(), literal(row.default), row.help) for name, row in params_for(path.stem).items()]
+    table = [(name, row.annotation(), literal(row.default), row.help) for name, row in TABLE[path.stem].items()]
     assert listed == table
     execute_notebook(path, tmp_path / "out.ipynb", parameters=defaults(path.stem), prepare_only=True)
     assert not [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
 def defaults(notebook: str) -> dict:
-    return {name: row.default for name, row in params_for(notebook).items()}
+    return {name: row.default for name, row in TABLE[notebook].items()}
 
 
 @each_notebook
@@ -106,7 +106,7 @@ def notebook_of(path: Path) -> str:
 def test_a_params_file_fits_its_notebook(path):
     name = notebook_of(path)
     given = yaml.safe_load(path.read_text())
-    assert given.keys() <= set(names_for(name))
+    assert given.keys() <= TABLE[name].keys()
     check_params(defaults(name) | given, name)
 
 

@@ -10,14 +10,13 @@ import sys
 
 import pytest
 
-from kdnb.params import ParameterError, arguments_of, check_params, names_for, params_for
-from kdnb.params.notebook import cell_source
-from kdnb.params.table import TABLE
+from kdnb.params import TABLE, ParameterError, arguments_of, check_params
+from kdnb.params.cell import cell_source
 
 
 def given(**changes):
     """A full, valid set of parameters of train_fixed, with changes."""
-    return {name: row.default for name, row in params_for("train_fixed").items()} | changes
+    return {name: row.default for name, row in TABLE["train_fixed"].items()} | changes
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_what_papermill_injects_counts_until_it_is_injected_anew():
 def test_a_params_file_with_most_of_the_names_is_not_taken_for_the_parameters_cell():
     most = "\n".join(f"{name} = {value!r}" for name, value in list(given(epochs=3).items())[:40])
     p = checked(CELL, f"# Parameters\n{most}\n")
-    assert p.epochs == 3 and vars(p).keys() == set(names_for("train_fixed"))
+    assert p.epochs == 3 and vars(p).keys() == TABLE["train_fixed"].keys()
 
 
 def test_a_model_under_the_name_of_a_parameter_does_not_hide_it():
@@ -184,11 +183,11 @@ def test_a_console_without_a_parameters_cell_gives_the_names_that_are_known():
 def test_a_line_of_text_says_what_is_not_the_default(monkeypatch):
     monkeypatch.setenv("KDNB_PROGRESS", "text")
     p = check_params(given(), "train_fixed")
-    count = len(names_for("train_fixed"))
+    count = len(TABLE["train_fixed"])
     assert repr(p) == f"{count} parameters checked" and p._repr_html_() is None
     p = check_params(given(epochs="3", run_name="a"), "train_fixed")
     assert repr(p) == f"{count} parameters checked, not the default: epochs 3, run_name 'a'"
-    assert vars(p).keys() == set(names_for("train_fixed")) and vars(pickle.loads(pickle.dumps(p))) == vars(p)
+    assert vars(p).keys() == TABLE["train_fixed"].keys() and vars(pickle.loads(pickle.dumps(p))) == vars(p)
 
 
 def test_where_somebody_looks_a_folded_table_marks_what_is_not_the_default(monkeypatch):
@@ -196,7 +195,7 @@ def test_where_somebody_looks_a_folded_table_marks_what_is_not_the_default(monke
     lines = check_params(given(run_name="<b>"), "train_fixed")._repr_html_().split("</tr>")
     assert lines[0].startswith("<details") and "<details open" not in lines[0]
     marked = [line for line in lines if "font-weight: bold" in line]
-    assert len(lines) == len(names_for("train_fixed")) + 2 and len(marked) == 1 and "&lt;b&gt;" in marked[0]
+    assert len(lines) == len(TABLE["train_fixed"]) + 2 and len(marked) == 1 and "&lt;b&gt;" in marked[0]
 
 
 # The table.
@@ -204,7 +203,7 @@ def test_where_somebody_looks_a_folded_table_marks_what_is_not_the_default(monke
 
 @pytest.mark.parametrize("notebook", TABLE)
 def test_every_row_says_what_it_is_in_one_line_that_papermill_reads(notebook):
-    for name, row in params_for(notebook).items():
+    for name, row in TABLE[notebook].items():
         assert row.help and "=" not in row.help and row.allowed(), name
         assert row.convert(row.default) == row.default, name
     assert max(len(line) for line in cell_source(notebook).splitlines()) <= 130
@@ -212,14 +211,14 @@ def test_every_row_says_what_it_is_in_one_line_that_papermill_reads(notebook):
 
 def test_what_decides_a_run_stands_first():
     first = "dataset cache_dir image_size teacher student loss fixed_shards epochs batch_size run_name"
-    assert " ".join(names_for("train_fixed")[:10]) == first
+    assert " ".join([*TABLE["train_fixed"]][:10]) == first
     above, below = cell_source("train_fixed").split("# ---", 1)
     assert "\nrun_name: " in above and "\nsplit: " in below
 
 
 def test_one_command_prints_a_notebooks_parameters():
     result = subprocess.run([sys.executable, "-m", "kdnb.params", "train_fixed"], capture_output=True, text=True, check=True)
-    assert all(f"\n{name}: " in f"\n{result.stdout}" for name in names_for("train_fixed"))
+    assert all(f"\n{name}: " in f"\n{result.stdout}" for name in TABLE["train_fixed"])
     assert "one of none, within_shards, all" in result.stdout
     wrong = subprocess.run([sys.executable, "-m", "kdnb.params", "train"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "train_fixed" in wrong.stderr

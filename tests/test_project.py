@@ -22,7 +22,8 @@ LAYERS = {
     6: "kdnb.api",
 }
 # Inside a layer, a module may lean on another of its own folder, and these do so beside.
-SIDEWAYS = {("kdnb.runs", "kdnb.files"), ("kdnb.runs", "kdnb.distributed"), ("kdnb.params.notebook", "kdnb.progress")}
+SIDEWAYS = {("kdnb.runs", name) for name in ("kdnb.files", "kdnb.distributed", "kdnb.params")}
+SIDEWAYS |= {("kdnb.params.values", "kdnb.progress")}
 
 
 def layer_of(module: str) -> int:

@@ -18,7 +18,7 @@ import stand_ins
 import yaml
 from test_notebooks import PARAMS_FILES, ROOT, defaults, notebook_of
 
-from kdnb.params import names_for
+from kdnb.params import TABLE
 
 # A name is never replaced, and neither is a None.
 SIZES = {
@@ -53,9 +53,9 @@ class Project:
     def papermill(self, path: Path, notebook: str, given: dict, **changes: str) -> nbformat.NotebookNode:
         """The same, now, with some parameters changed."""
         values = defaults(notebook) | given
-        sizes = {name: size for name, size in SIZES.items() if name in names_for(notebook) and values[name] is not None}
+        sizes = {name: size for name, size in SIZES.items() if name in TABLE[notebook] and values[name] is not None}
         if given.get("image_size") == 224:
-            sizes |= {name: size for name, size in PATCHES.items() if name in names_for(notebook)}
+            sizes |= {name: size for name, size in PATCHES.items() if name in TABLE[notebook]}
         smaller, out = self.root / f"{path.stem}_sizes.yaml", self.root / f"{path.stem}.ipynb"
         smaller.write_text(yaml.safe_dump(sizes | changes))
         command = [sys.executable, "-m", "kdnb.papermill", f"notebooks/{notebook}.ipynb", out, "--no-progress-bar"]

@@ -16,7 +16,7 @@ from test_rank_papermill import SUMS, begun, notebook, outputs, wait_for
 
 from kdnb.data.cache import open_shard, read_index
 from kdnb.data.keyed import permutation
-from kdnb.params import names_for
+from kdnb.params import TABLE
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = PROJECT / "params" / "slurm"
@@ -54,7 +54,7 @@ def test_a_script_names_a_notebook_a_params_file_and_parameters_that_fit(script)
     notebook = re.search(r"NOTEBOOK:-notebooks/(\w+)\.ipynb", text)[1]
     params = yaml.safe_load((PROJECT / re.search(r"PARAMS:-(params/\w+\.yaml)", text)[1]).read_text())
     names = set(re.findall(r" -p (\w+)", text))
-    assert names and names | params.keys() <= set(names_for(notebook))
+    assert names and names | params.keys() <= TABLE[notebook].keys()
 
 
 def test_each_task_of_the_array_makes_its_part(start, tmp_path):

@@ -25,7 +25,7 @@ from kdnb.distillation.build import build_loader
 from kdnb.distributed import Preempted
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
 from kdnb.files import only_process
-from kdnb.params import names_for
+from kdnb.params import TABLE
 from kdnb.progress import Display
 from kdnb.runs import anchored, project_root
 
@@ -87,7 +87,7 @@ def plan_runs(p: SimpleNamespace, name: str, *, shards: Sequence[int] | None = N
     for seed in p.seeds:
         for regime in regimes:
             notebook, extra = subset[regime]
-            shared = {k: v for k, v in vars(p).items() if k in names_for(notebook)}
+            shared = {k: v for k, v in vars(p).items() if k in TABLE[notebook]}
             if regime != "full":
                 extra = extra | {"random_subset_seed": seed}
             run = {"seed": seed, "run_name": f"{name}/{regime}_seed{seed}", "max_steps_per_epoch": steps, "eval_split": None}

@@ -1,6 +1,6 @@
-"""The one table of notebook parameters, and the check of what a notebook was given."""
+"""The one table of notebook parameters; their values, checked, shown and passed on."""
 
-from kdnb.params.notebook import ParameterError, arguments_of, check_params, names_for, params_for
-from kdnb.params.table import TABLE
+from kdnb.params.table import FREE, TABLE
+from kdnb.params.values import ParameterError, arguments_of, check_params, convert_values
 
-__all__ = ["TABLE", "ParameterError", "arguments_of", "check_params", "names_for", "params_for"]
+__all__ = ["FREE", "TABLE", "ParameterError", "arguments_of", "check_params", "convert_values"]

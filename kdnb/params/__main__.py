@@ -7,9 +7,10 @@ python -m kdnb.params --write        write the parameters cells of all notebooks
 import sys
 from pathlib import Path
 
-from kdnb.params.notebook import literal, params_for, write_cell
+from kdnb.params.cell import assignment, write_cell
 from kdnb.params.table import TABLE
 
+_FREE = "; may be another value when the run is resumed"
 _NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
@@ -20,11 +21,11 @@ def main(arguments: list[str]) -> int:
             print(f"{path.name}: {'written' if write_cell(path) else 'is as the table says'}")
     elif len(arguments) == 1 and arguments[0] in TABLE:
         section = ""
-        for name, row in params_for(arguments[0]).items():
+        for row in TABLE[arguments[0]].values():
             if row.section != section:
                 print(f"\n# {row.section}")
                 section = row.section
-            print(f"{name}: {row.annotation()} = {literal(row.default)}\n    {row.help}\n    {row.allowed()}")
+            print(f"{assignment(row)}\n    {row.help}\n    {row.allowed()}{_FREE if row.free else ''}")
     else:
         print(f"{__doc__}\nNotebooks: {', '.join(TABLE)}", file=sys.stderr)
         return 2

@@ -1,11 +1,17 @@
-"""One parameter: its type, default and range, and how a value is converted to it."""
+"""One parameter: its type, default and range, and how a value is converted to it.
+
+By hand, because pydantic says the same in as many lines: what papermill hands over ("1e4", "none", "0,2", "depth=2") needs a
+validator a type there as well, and so do refused bools; its messages would be replaced by ours.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 COUNT_OR_SHARE = int | float  # 50: so many; 0.05: that share of all
-_ANNOTATIONS = {list[int]: "list[int]", list[float]: "list[float]", COUNT_OR_SHARE: "float"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,10 @@ class Param:
         default: what stands in the notebook's parameters cell.
         help: one line without `=`, which papermill could not read.
         section: the heading under which it stands in that cell.
+        low, high: the range of a number, both inclusive. choices: the words that are allowed.
         optional: None is allowed, and means "off" or "find out".
+        free: a run may be resumed with another value: it says how the run is carried out, not what comes out, or it makes a
+            comparison grow.
     """
 
     name: str
@@ -25,41 +34,35 @@ class Param:
     default: object
     help: str
     section: str = ""
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] | None = None
+    low: float = -inf
+    high: float = inf
+    choices: tuple[str, ...] = ()
     optional: bool = False
+    free: bool = False
 
     def annotation(self) -> str:
         """The type as Python and papermill read it. Papermill knows no `str | None`."""
-        text = _ANNOTATIONS.get(self.kind) or self.kind.__name__
+        text = _KINDS[self.kind].annotation
         return f"Optional[{text}]" if self.optional else text
 
     def allowed(self) -> str:
         """What is allowed, in words."""
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        words |= {list[int]: "whole numbers such as 0,2", list[float]: "numbers such as 1,2.5"}
-        words |= {dict: "words such as depth=2 num_heads=4", COUNT_OR_SHARE: "a whole number"}
-        text = words[self.kind]
-        if self.choices:
-            text = "one of " + ", ".join(self.choices)
-        elif self.low is not None and self.high is not None:
+        text = "one of " + ", ".join(self.choices) if self.choices else _KINDS[self.kind].words
+        if self.high < inf:
             text += f" from {self.low:g} to {self.high:g}"
-        elif self.low is not None:
+        elif self.low > -inf:
             text += f" of at least {self.low:g}"
         text += " or a share below 1 such as 0.05" if self.kind == COUNT_OR_SHARE else ""
         return text + (", or None" if self.optional else "")
 
     def convert(self, value):
-        """`value` as this parameter's type. Raises ValueError where that is not clear, or outside the range."""
+        """`value` as this parameter's type. Raises ValueError or TypeError where that is not clear, or outside the range."""
         if self.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
             return None
         if self.choices and isinstance(value, bool):  # YAML's true among the words auto, true, false
             value = str(value).lower()
-        converted = _CONVERTERS[self.kind](value)
-        low = float("-inf") if self.low is None else self.low
-        high = float("inf") if self.high is None else self.high
-        if self.kind in (int, float, COUNT_OR_SHARE) and not low <= converted <= high:  # NaN is refused here as well
+        converted = _KINDS[self.kind].convert(value)
+        if isinstance(converted, (int, float)) and not self.low <= converted <= self.high:  # NaN is refused here as well
             raise ValueError
         if self.choices and converted not in self.choices:
             raise ValueError
@@ -68,20 +71,16 @@ class Param:
 
 def _bool(value) -> bool:
     word = str(value).lower()
-    if word in ("true", "1", "yes", "on"):
-        return True
-    if word in ("false", "0", "no", "off"):
-        return False
-    raise ValueError
+    if word not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
+        raise ValueError
+    return word in ("true", "1", "yes", "on")
 
 
 def _int(value) -> int:
-    if isinstance(value, bool):
+    number = _float(value)
+    if not number.is_integer():  # infinity and NaN are none
         raise ValueError
-    number = float(value)
-    if number != int(number):  # int() itself refuses infinity and NaN
-        raise ValueError
-    return int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
+    return int(value) if isinstance(value, int) or str(value).isdigit() else int(number)  # a float holds 53 bits alone
 
 
 def _float(value) -> float:
@@ -101,31 +100,19 @@ def _str(value) -> str:
     return str(value)
 
 
-def _ints(value) -> list[int]:
-    if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else value.replace(",", " ").split()
-    elif isinstance(value, int):
-        value = [value]
-    return [_int(entry) for entry in value]
+def _list_of(convert: Callable) -> Callable:
+    def entries(value) -> list:
+        if isinstance(value, str):
+            value = json.loads(value) if value.startswith("[") else value.replace(",", " ").split()
+        return [convert(entry) for entry in ([value] if isinstance(value, (int, float)) else value)]
 
-
-def _floats(value) -> list[float]:
-    if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else value.replace(",", " ").split()
-    elif isinstance(value, (int, float)):
-        value = [value]
-    return [_float(entry) for entry in value]
+    return entries
 
 
 def _words(value) -> dict:
-    if isinstance(value, dict):
-        return dict(value)
-    if not isinstance(value, str):
-        raise ValueError
-    pairs = [word.split("=", 1) for word in value.split()]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError
-    return {name: _literal(text) for name, text in pairs}
+    if isinstance(value, str):
+        return {name: _literal(text) for name, text in (word.split("=", 1) for word in value.split())}
+    return {**value}
 
 
 def _literal(text: str):
@@ -136,5 +123,19 @@ def _literal(text: str):
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-_CONVERTERS = {bool: _bool, int: _int, float: _float, str: _str, list[int]: _ints, list[float]: _floats, dict: _words}
-_CONVERTERS |= {COUNT_OR_SHARE: _count_or_share}
+class _Kind(NamedTuple):
+    annotation: str
+    words: str
+    convert: Callable
+
+
+_KINDS = {
+    bool: _Kind("bool", "true or false", _bool),
+    int: _Kind("int", "a whole number", _int),
+    float: _Kind("float", "a number", _float),
+    str: _Kind("str", "text", _str),
+    list[int]: _Kind("list[int]", "whole numbers such as 0,2", _list_of(_int)),
+    list[float]: _Kind("list[float]", "numbers such as 1,2.5", _list_of(_float)),
+    dict: _Kind("dict", "words such as depth=2 num_heads=4", _words),
+    COUNT_OR_SHARE: _Kind("float", "a whole number", _count_or_share),
+}

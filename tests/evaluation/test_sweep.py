@@ -11,13 +11,13 @@ import pytest
 
 from kdnb.distributed import Preempted
 from kdnb.evaluation import report, sweep
-from kdnb.params import names_for
+from kdnb.params import TABLE
 
 
 @pytest.fixture
 def parameters(cache):
     """Parameters of a comparison on a cache with shards of 10, 10 and 7 images."""
-    given = dict.fromkeys(names_for("compare_regimes"))
+    given = dict.fromkeys(TABLE["compare_regimes"])
     given |= {"cache_dir": str(cache[0]), "regimes": "full random_samples random_shards dealt fixed", "seeds": [0, 3]}
     given |= {"subset_shards": 2, "batch_size": 4, "gradient_accumulation_steps": 1, "max_steps_per_epoch": None, "epochs": 2}
     given |= {"use_cached": True, "shuffle": "within_shards", "num_workers": 0, "persistent_workers": False, "image_size": 4}
@@ -34,7 +34,7 @@ def test_runs_of_a_seed_differ_in_the_regime_alone(parameters):
     assert set(words.split("differ in ")[1].split(";")[0].split(", ")) == subset
     for run in planned:
         assert run.parameters["seed"] == run.seed and run.parameters["run_name"] == f"cmp/{run.regime}_seed{run.seed}"
-        assert run.parameters.keys() == set(names_for(run.notebook))
+        assert run.parameters.keys() == TABLE[run.notebook].keys()
         assert run.parameters.get("random_subset_seed", run.seed) == run.seed
     assert planned[1].parameters["samples_per_epoch"] == 20 and planned[4].parameters["fixed_shards"] == 2
 
