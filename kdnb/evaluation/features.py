@@ -1,12 +1,13 @@
 """Frozen features of a data set: one pass of a model over its batches, kept on the CPU for probe, k-NN and quality.
 
-Cost: one forward pass per image and N x D float32 values of memory (50,000 x 64: 13 MB); the device never holds more
-than one batch. The checks that every measure makes before it counts anything, and the split that holds rows out to
-choose a setting on, are here too.
+Cost: one forward pass per image and N x D float32 values of memory (50,000 x 64: 13 MB), twice that while the batches are
+joined; the device never holds more than one batch. The checks that every measure makes before it counts anything, and the
+split that holds rows out to choose a setting on, are here too.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,41 +36,35 @@ def extract_features(
     *,
     transform: Callable,
     device: str | torch.device = "cpu",
-    key: str = "embedding",
-    autocast: torch.dtype | None = None,
 ) -> Features:
     """Run `model` over `batches` in eval mode and without gradients; the mode of every submodule is put back after.
 
     Args:
-        model: on `device`; returns features [B, D], or a dict with them under `key`, else under "features" (a student's
-            frozen feature is its "embedding", a teacher's its "features"), and perhaps "logits" [B, C].
+        model: on `device`; returns features [B, D], or a dict with them as "embedding" (a student's own, before its
+            projections) or else as "features" (a teacher's), and perhaps with "logits" [B, C].
         batches: dicts of "image" [B, 3, H, W], "id" [B] and perhaps "label" [B].
         transform: `transform(images, ids, epoch)` -> list of views, of which the first is used (epoch 0), or a plain
             function images -> float images. It gets the images on `device`.
-        autocast: a dtype for mixed precision, such as torch.bfloat16.
 
     Raises:
         ValueError: no batches, features that are not [B, D], labels in some batches only.
     """
-    columns = _Columns(batches)
+    rows = []
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     keyed = _takes_ids(transform)
-    device = torch.device(device)
     try:
         if modes:
             model.eval()
         for batch in batches:
             images = batch["image"].to(device, non_blocking=True)
-            # Only the forward pass is in inference mode: the columns must stay ordinary tensors that a head can train on.
-            with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                inputs = transform(images, batch["id"], 0)[0] if keyed else transform(images)
-                output = model(inputs)
-            features, logits = _answer(output, key)
-            columns.append(features=features, labels=batch.get("label"), ids=batch["id"], logits=logits)
+            with torch.inference_mode():
+                output = model(transform(images, batch["id"], 0)[0] if keyed else transform(images))
+            # Copied outside of inference mode: a head can be trained on ordinary tensors only.
+            rows.append(_on_cpu(batch, *_features_and_logits(output)))
     finally:
         for module, training in modes.items():
             module.training = training
-    return columns.result()
+    return _joined(rows)
 
 
 def raw_pixels(
@@ -85,7 +80,7 @@ def raw_pixels(
         size: larger images are averaged down to size x size first (32: 3,072 numbers an image).
         mean, std: of a float cache (its index.json holds them), to undo the normalisation; uint8 images need none.
     """
-    columns = _Columns(batches)
+    rows = []
     for batch in batches:
         images = batch["image"]
         if images.dtype == torch.uint8:
@@ -99,14 +94,19 @@ def raw_pixels(
             images = (images.float() * scale + shift).clamp(0, 1)
         if max(images.shape[-2:]) > size:
             images = nn.functional.adaptive_avg_pool2d(images, size)
-        columns.append(features=images.flatten(1), labels=batch.get("label"), ids=batch["id"], logits=None)
-    return columns.result()
+        rows.append(_on_cpu(batch, images.flatten(1), None))
+    return _joined(rows)
 
 
-def float64_device(device: str | torch.device) -> torch.device:
-    """`device`, or the CPU in place of one that may lack float64, as Apple's MPS does."""
-    device = torch.device(device)
-    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+@contextlib.contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Multiply float32 matrices in full precision meanwhile: TF32, often on for training, keeps three digits."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def check_features(features: torch.Tensor, name: str):
@@ -124,13 +124,15 @@ def check_features(features: torch.Tensor, name: str):
 def check_labels(labels: torch.Tensor | None, rows: int, num_classes: int | None, name: str, *, several: bool = False) -> int:
     """Refuse labels that are missing, of another length, outside 0..num_classes-1, or (`several`) all the same.
 
+    `name` leads the sentence.
+
     Returns:
         The number of classes: `num_classes`, or one more than the largest label.
     """
     if labels is None:
         raise ValueError(f"{name} features have no labels, which this measure needs; use a labelled split.")
     if labels.shape != (rows,):
-        raise ValueError(f"{name} labels have shape {list(labels.shape)}, but there are {rows} rows of features.")
+        raise ValueError(f"{name} labels have shape {list(labels.shape)}, but there are {rows} rows.")
     low, high = labels.min().item(), labels.max().item()
     classes = num_classes or high + 1
     if low < 0 or high >= classes:
@@ -179,47 +181,36 @@ def _takes_ids(transform: Callable) -> bool:
         return False
 
 
-def _answer(output, key: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _features_and_logits(output) -> tuple[torch.Tensor, torch.Tensor | None]:
     if not isinstance(output, Mapping):
         features, logits = output, None
-    elif key in output or "features" in output:
-        features, logits = output[key if key in output else "features"], output.get("logits")
+    elif "embedding" in output or "features" in output:
+        features, logits = output["embedding" if "embedding" in output else "features"], output.get("logits")
     else:
-        raise ValueError(f"the model's output has no '{key}' and no 'features', only {', '.join(map(repr, output))}.")
+        raise ValueError(f"the model's output has no 'embedding' and no 'features', only {', '.join(map(repr, output))}.")
     if features.ndim != 2:
         raise ValueError(f"the model's features have shape {list(features.shape)}; expected [B, D], pooled.")
     return features, logits
 
 
-class _Columns:
-    """Columns on the CPU that batches are copied into: allocated once where the number of batches is known."""
+def _on_cpu(batch: dict, features: torch.Tensor, logits: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
+    """The columns of one batch, copied: a loader may use its buffers again."""
+    columns = {"features": features, "labels": batch.get("label"), "ids": batch["id"], "logits": logits}
+    dtypes = {"labels": torch.int64, "ids": torch.int64}
+    return {
+        name: None if column is None else column.to("cpu", dtypes.get(name, torch.float32), copy=True)
+        for name, column in columns.items()
+    }
 
-    def __init__(self, batches: Iterable[dict]):
-        self.batches = len(batches) if hasattr(batches, "__len__") else 1
-        self.columns: dict[str, torch.Tensor] = {}
-        self.rows = 0
 
-    def append(self, **parts: torch.Tensor | None):
-        parts = {name: part for name, part in parts.items() if part is not None}
-        if self.rows and parts.keys() != self.columns.keys():
-            missing = ", ".join(sorted(parts.keys() ^ self.columns.keys()))
-            raise ValueError(f"some batches have {missing} and others have not; use one source for all batches.")
-        end = self.rows + len(parts["ids"])
-        for name, part in parts.items():
-            old = self.columns.get(name)
-            if old is None or end > len(old):
-                capacity = len(part) * self.batches if old is None else max(end, 2 * len(old))
-                dtype = torch.int64 if name in ("labels", "ids") else torch.float32
-                self.columns[name] = torch.empty((capacity, *part.shape[1:]), dtype=dtype)
-                if old is not None:
-                    self.columns[name][: self.rows] = old[: self.rows]
-            self.columns[name][self.rows : end] = part
-        self.rows = end
-
-    def result(self) -> Features:
-        if not self.rows:
-            raise ValueError("batches is empty: there are no images to take features of.")
-        full = {name: column[: self.rows] for name, column in self.columns.items()}
-        if len(self.columns["ids"]) > 1.25 * self.rows:  # do not keep the spare room of a stream for long
-            full = {name: column.clone() for name, column in full.items()}
-        return Features(full["features"], full.get("labels"), full["ids"], full.get("logits"))
+def _joined(rows: list[dict[str, torch.Tensor | None]]) -> Features:
+    if not rows:
+        raise ValueError("batches is empty: there are no images to take features of.")
+    columns = {}
+    for name in list(rows[0]):
+        parts = [batch.pop(name) for batch in rows]
+        present = [part is not None for part in parts]
+        if any(present) and not all(present):
+            raise ValueError(f"some batches have {name} and others have not; use one source for all batches.")
+        columns[name] = torch.cat(parts) if all(present) else None
+    return Features(**columns)

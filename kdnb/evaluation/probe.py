@@ -1,6 +1,9 @@
 """Linear probe: multinomial logistic regression on frozen features, the common measure of what a model has learnt.
 
-The L2 strength is chosen on a part of the training rows; see `kdnb.evaluation.probe` for the fit and its cost.
+The objective is mean cross-entropy + l2 / 2 |W|^2, the bias free, as scikit-learn's with C = 1 / (l2 n). It is minimised by
+L-BFGS (Nocedal & Wright 2006, section 7.2) that starts from a preconditioner made of the Hessian. Kept instead of
+`torch.optim.LBFGS(line_search_fn="strong_wolfe")`, measured on one thread: 50,000 x 64 take 0.04 to 0.09 s against 0.15 to
+0.9 s at the same optimum, and on features whose scales span four decades torch's stops 55% above the optimum.
 """
 
 import time
@@ -10,18 +13,119 @@ from dataclasses import dataclass
 
 import torch
 
-from kdnb.evaluation.features import Features, check_features, check_labels, check_pair, float64_device, stratified_split
+from kdnb.evaluation.features import Features, check_features, check_labels, check_pair, exact_matmul, stratified_split
 
+L2_GRID = tuple(10 ** (-exponent / 2) for exponent in range(13))  # 1 to 1e-6, two per decade
+_PATIENCE = 4  # strengths (two decades) without a better validation accuracy, after which weaker ones are not tried
+_TRIAL = 200  # iterations at most while a strength is only tried: on separable classes the last digits take hundreds more
 _MEMORY = 10  # pairs of steps that L-BFGS keeps
-
-
 _RENEW = 20  # steps after which the curvature is computed anew; on separable classes it shrinks by orders of magnitude
-
-
 _CHUNK = 2**24  # logits at a time
-
-
 _TOLERANCE = 1e-7  # estimated remaining decrease of the objective, relative to it
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A fitted probe and how it did on the test part; tensors lie on the CPU.
+
+    Attributes:
+        top1: share of test rows that are right. per_class: the same per class, float64 [C], NaN without test rows.
+        confusion: int64 [C, C], rows are true classes, columns predicted ones. predictions: int64 [M].
+        l2: chosen strength, 1 / (C n) in scikit-learn's terms, on standardised features.
+        validation: (l2, validation accuracy), strong to weak, as far as tried; empty if the grid has a single value.
+        weight: float32 [C, D], bias: float32 [C], for the features as they are (standardisation folded in).
+        seconds: all of it.
+    """
+
+    top1: float
+    per_class: torch.Tensor
+    confusion: torch.Tensor
+    predictions: torch.Tensor
+    l2: float
+    validation: list[tuple[float, float]]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    seconds: float
+
+
+@torch.no_grad()
+def linear_probe(
+    train: Features,
+    test: Features,
+    *,
+    num_classes: int | None = None,
+    l2_grid: Sequence[float] = L2_GRID,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    max_iter: int = 1000,
+) -> ProbeResult:
+    """Fit logistic regression on `train` and count how many rows of `test` it gets right.
+
+    The L2 strength is chosen on a stratified, seeded part of `train`, then all of `train` is fitted; `test` is looked at once.
+    Features are standardised with the mean and deviation of `train`; a feature that never changes counts as zero.
+    Strengths are tried from strong to weak until four in a row were no better; of two equal ones the stronger is chosen.
+
+    Args:
+        train, test: features float32 [N, D] and [M, D] with labels int64 [N] and [M], see `extract_features`.
+        num_classes: None: one more than the largest label of `train`. l2_grid: strengths to choose from.
+        device: of the fit; the CPU where that has no float64, as Apple's MPS. max_iter: of the last fit.
+
+    Raises:
+        ValueError: labels missing or out of range, one class only, other widths, values not finite, a bad grid.
+
+    Example:
+        >>> import torch
+        >>> from sklearn.datasets import load_digits
+        >>> from kdnb import linear_probe
+        >>> from kdnb.evaluation.features import Features
+        >>> images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+        >>> digits = [Features(images[part].float(), labels[part], part) for part in torch.arange(1797).split(1500)]
+        >>> round(linear_probe(*digits).top1, 1)
+        0.9
+    """
+    began = time.perf_counter()
+    classes = check_pair(train, test, num_classes)
+    grid = sorted(l2_grid, reverse=True)
+    if not grid or grid[-1] <= 0:
+        raise ValueError(f"l2_grid is {list(l2_grid)}; give at least one strength, all above 0.")
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}; allowed is between 0 and 1, such as 0.1.")
+    mean, std = train.features.mean(0, dtype=torch.float64), train.features.std(0, correction=0).double()
+    std[std <= 1e-6 * mean.abs()] = torch.inf  # constant but for rounding
+    basis = span(train.features, mean, std)
+
+    def rows(part: Features, keep=slice(None)) -> Rows:
+        return Rows(part.features[keep], part.labels[keep], mean=mean, std=std, basis=basis, device=device)
+
+    fits, table = {grid[0]: None}, []
+    if len(grid) > 1:
+        held_out = stratified_split(train.labels, fraction=validation_fraction, seed=seed)
+        fitted, validation = rows(train, ~held_out), rows(train, held_out)
+        start = None
+        for l2 in grid:
+            fits[l2] = start = minimise(fitted, classes, l2=l2, start=start, max_iter=min(_TRIAL, max_iter), quiet=True)
+            right = validation.predict(start) == validation.labels
+            table.append((l2, right.double().mean().item()))
+            if max(table, key=lambda row: row[1]) in table[:-_PATIENCE]:
+                break  # weaker ones overfit, and on separable classes take ever longer to converge
+        del fitted, validation
+    l2 = max(table, key=lambda row: row[1])[0] if table else grid[0]
+    parameters = minimise(rows(train), classes, l2=l2, start=fits[l2], max_iter=max_iter)
+    predictions = rows(test).predict(parameters).cpu()
+    confusion = torch.bincount(test.labels * classes + predictions, minlength=classes**2).view(classes, classes)
+    weight, bias = unfold(parameters, mean, std, basis)
+    return ProbeResult(
+        top1=confusion.diagonal().sum().item() / len(predictions),
+        per_class=confusion.diagonal().double() / confusion.sum(1),
+        confusion=confusion,
+        predictions=predictions,
+        l2=l2,
+        validation=table,
+        weight=weight,
+        bias=bias,
+        seconds=time.perf_counter() - began,
+    )
 
 
 @torch.no_grad()
@@ -59,7 +163,8 @@ class Rows:
         if basis is not None:
             features = ((features - mean) / std) @ basis
             mean, std = torch.zeros(features.shape[1]), torch.ones(features.shape[1])
-        width, device = features.shape[1], float64_device(device)
+        width, device = features.shape[1], torch.device(device)
+        device = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's MPS has no float64
         self.x = torch.empty((width + 1, len(features)), device=device)
         self.x[:width] = features.T
         self.x[:width].sub_(mean.float().to(device)[:, None]).div_(std.float().to(device)[:, None])
@@ -109,9 +214,7 @@ def minimise(rows: Rows, classes: int, *, l2: float, start, max_iter: int, quiet
     """Parameters [C, D + 1] that minimise the objective, from `start` or zero; in float32, sums in float64."""
     penalty = rows.x.new_full((len(rows.x),), l2)
     penalty[-1] = 0
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # TF32, often on for training, would stop the descent early
-    try:
+    with exact_matmul():  # TF32 would stop the descent early
         at = rows.x.new_zeros(classes, len(rows.x)) if start is None else start
         value, gradient = rows.objective(at, penalty)
         pairs = []
@@ -136,8 +239,6 @@ def minimise(rows: Rows, classes: int, *, l2: float, start, max_iter: int, quiet
             if product > 0:  # always, but for rounding: the objective is convex
                 pairs = [*pairs[1 - _MEMORY :], (moved, turned, product)]
             at, value, gradient = after, new_value, new_gradient
-    finally:
-        torch.set_float32_matmul_precision(precision)
     if not quiet:
         warnings.warn(f"the logistic regression stopped at max_iter={max_iter} before it converged.", stacklevel=4)
     return at
@@ -180,100 +281,3 @@ def unfold(
     weight = (weight if basis is None else weight @ basis.T) / std.cpu()
     bias = parameters[:, -1].cpu().double() - weight @ mean.cpu()
     return weight.float(), bias.float()
-
-
-L2_GRID = tuple(10 ** (-exponent / 2) for exponent in range(13))  # 1 to 1e-6, two per decade
-
-
-_PATIENCE = 4  # strengths (two decades) without a better validation accuracy, after which weaker ones are not tried
-
-
-_TRIAL = 200  # iterations at most while a strength is only tried: on separable classes the last digits take hundreds more
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """A fitted probe and how it did on the test part; tensors lie on the CPU.
-
-    Attributes:
-        top1: share of test rows that are right. per_class: the same per class, float64 [C], NaN without test rows.
-        confusion: int64 [C, C], rows are true classes, columns predicted ones. predictions: int64 [M].
-        l2: chosen strength, 1 / (C n) in scikit-learn's terms, on standardised features.
-        validation: (l2, validation accuracy), strong to weak, as far as tried; empty if the grid has a single value.
-        weight: float32 [C, D], bias: float32 [C], for the features as they are (standardisation folded in).
-        seconds: all of it.
-    """
-
-    top1: float
-    per_class: torch.Tensor
-    confusion: torch.Tensor
-    predictions: torch.Tensor
-    l2: float
-    validation: list[tuple[float, float]]
-    weight: torch.Tensor
-    bias: torch.Tensor
-    seconds: float
-
-
-@torch.no_grad()
-def linear_probe(
-    train: Features,
-    test: Features,
-    *,
-    num_classes: int | None = None,
-    l2_grid: Sequence[float] = L2_GRID,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    max_iter: int = 1000,
-) -> ProbeResult:
-    """Choose the L2 strength on a stratified part of `train`, refit on all of `train`, and look at `test` once.
-
-    Features are standardised with the mean and deviation of `train`; a feature that never changes counts as zero.
-    Strengths are tried from strong to weak until four in a row were no better; of two equal ones the stronger is chosen.
-
-    Raises:
-        ValueError: labels missing or out of range, one class only, other widths, values not finite, a bad grid.
-    """
-    began = time.perf_counter()
-    classes = check_pair(train, test, num_classes)
-    grid = sorted(l2_grid, reverse=True)
-    if not grid or grid[-1] <= 0:
-        raise ValueError(f"l2_grid is {list(l2_grid)}; give at least one strength, all above 0.")
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}; allowed is between 0 and 1, such as 0.1.")
-    mean, std = train.features.mean(0, dtype=torch.float64), train.features.std(0, correction=0).double()
-    std[std <= 1e-6 * mean.abs()] = torch.inf  # constant but for rounding
-    basis = span(train.features, mean, std)
-
-    def rows(part: Features, keep=slice(None)) -> Rows:
-        return Rows(part.features[keep], part.labels[keep], mean=mean, std=std, basis=basis, device=device)
-
-    fits, table = {grid[0]: None}, []
-    if len(grid) > 1:
-        held_out = stratified_split(train.labels, fraction=validation_fraction, seed=seed)
-        fitted, validation = rows(train, ~held_out), rows(train, held_out)
-        start = None
-        for l2 in grid:
-            fits[l2] = start = minimise(fitted, classes, l2=l2, start=start, max_iter=min(_TRIAL, max_iter), quiet=True)
-            right = validation.predict(start) == validation.labels
-            table.append((l2, right.double().mean().item()))
-            if max(table, key=lambda row: row[1]) in table[:-_PATIENCE]:
-                break  # weaker ones overfit, and on separable classes take ever longer to converge
-        del fitted, validation
-    l2 = max(table, key=lambda row: row[1])[0] if table else grid[0]
-    parameters = minimise(rows(train), classes, l2=l2, start=fits[l2], max_iter=max_iter)
-    predictions = rows(test).predict(parameters).cpu()
-    confusion = torch.bincount(test.labels * classes + predictions, minlength=classes**2).view(classes, classes)
-    weight, bias = unfold(parameters, mean, std, basis)
-    return ProbeResult(
-        top1=confusion.diagonal().sum().item() / len(predictions),
-        per_class=confusion.diagonal().double() / confusion.sum(1),
-        confusion=confusion,
-        predictions=predictions,
-        l2=l2,
-        validation=table,
-        weight=weight,
-        bias=bias,
-        seconds=time.perf_counter() - began,
-    )

@@ -69,12 +69,6 @@ def test_the_embedding_is_taken_and_else_the_features(answer, factor, logits):
     assert (None if found.logits is None else found.logits.shape[1]) == logits
 
 
-def test_another_key_can_be_asked_for():
-    model = Model(lambda x: {"features": x, "embedding": 2 * x})
-    found = extract_features(model, batches(), transform=as_float, key="features")
-    assert found.features[3, 0].item() == pytest.approx(3, rel=1e-4)
-
-
 def test_every_submodule_gets_its_mode_back_even_after_an_error():
     model = Model(mean_colour).train()
     model.norm.eval()  # a frozen norm inside a training model
@@ -107,14 +101,6 @@ def test_a_head_can_be_trained_on_what_comes_out():
     found = extract_features(model, batches(), transform=as_float)
     assert not found.features.requires_grad and not found.features.is_inference()
     nn.Linear(3, 2)(found.features).sum().backward()
-
-
-def test_autocast_computes_in_half_precision_and_stores_float32():
-    model = Model(nn.Linear(3, 3))
-    full = extract_features(model, batches(), transform=as_float).features
-    half = extract_features(model, batches(), transform=as_float, autocast=torch.bfloat16).features
-    assert half.dtype == torch.float32 and not torch.equal(half, full)
-    assert torch.allclose(half, full, rtol=0.05, atol=0.05)
 
 
 def test_unlabelled_mixed_and_empty_sources():
