@@ -1,11 +1,10 @@
-"""Teacher and student side by side: how right, how honest, how large and how fast, as numbers and as one picture.
+"""Teacher and student side by side: accuracy, calibration, size and speed, as numbers and as one picture.
 
 Works on logits of the same test rows and on calls that run either model, so it serves images and texts alike. Quality
 takes milliseconds (seconds with a thousand classes); speed `seconds`, or three rounds if these take longer. The two are
 measured in turn, so that what slows the machine down for a while slows down both.
 """
 
-import math
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,8 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from kdnb.evaluation.features import stratified_split
-from kdnb.evaluation.quality import agreement, expected_calibration_error
+from kdnb.evaluation.features import check_labels, stratified_split
+from kdnb.evaluation.quality import agreement, classification_scores
 from kdnb.files import write_atomically, write_json
 from kdnb.models.vision import count_parameters
 
@@ -61,79 +60,6 @@ def _synchronise(device: torch.device):
         torch.mps.synchronize()
 
 
-_HOTTEST = 100.0  # temperature, and its inverse the coldest: logits that are all right would ask for 0
-
-
-def classification_scores(logits: torch.Tensor, labels: torch.Tensor, held_out: torch.Tensor | None) -> dict:
-    """Scores of logits [N, C] against labels int64 [N].
-
-    Args:
-        held_out: bool [N], the rows on which calibration is measured, with a temperature fitted on the others; None: not.
-
-    Returns:
-        {"accuracy", "macro_f1", "per_class_accuracy", "temperature", "calibration_error", "calibration_error_scaled"}; None is
-        what cannot be known. Classes that are neither among the labels nor among the predictions have no part in macro_f1.
-    """
-    from sklearn.metrics import f1_score
-
-    predictions, classes = logits.argmax(1), logits.shape[1]
-    right = predictions == labels
-    rows = labels.bincount(minlength=classes)
-    per_class = labels[right].bincount(minlength=classes).double() / rows
-    found = {
-        "accuracy": right.double().mean().item(),
-        "macro_f1": f1_score(labels.numpy(), predictions.numpy(), average="macro", zero_division=0.0),
-        "per_class_accuracy": [None if math.isnan(value) else value for value in per_class.tolist()],
-        "temperature": None,
-        "calibration_error": None,
-        "calibration_error_scaled": None,
-    }
-    if held_out is not None:
-        temperature = calibrated_temperature(logits[~held_out], labels[~held_out])
-        rest, true = logits[held_out], labels[held_out]
-        found["temperature"] = temperature
-        found["calibration_error"] = expected_calibration_error(rest, true)
-        found["calibration_error_scaled"] = expected_calibration_error(rest.double() / temperature, true)
-    return found
-
-
-def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The T that minimises the mean negative log-likelihood of softmax(logits / T) on these rows (Guo et al. 2017).
-
-    The loss is convex in 1 / T, so its slope has one zero, found by Brent's method. From 0.01 (every row is right: the
-    surer, the better) to 100 (worse than guessing); 1 where T makes no difference.
-    """
-    from scipy.optimize import brentq
-
-    z = logits.detach().cpu().double()
-    z = z - z.gather(1, checked_labels(labels, *z.shape)[:, None])  # the loss is then log sum exp(z / T)
-
-    def slope(log_inverse: float) -> float:
-        return ((z * math.exp(log_inverse)).softmax(1) * z).sum(1).mean().item()
-
-    low, high = -math.log(_HOTTEST), math.log(_HOTTEST)
-    if slope(0.0) == 0:
-        return 1.0
-    if slope(low) >= 0:
-        return _HOTTEST
-    return 1 / _HOTTEST if slope(high) <= 0 else math.exp(-brentq(slope, low, high, xtol=1e-7))
-
-
-def checked_labels(labels: torch.Tensor, rows: int, classes: int) -> torch.Tensor:
-    """`labels` as int64 [rows] on the CPU; a ValueError where they are of another length, or outside 0..classes-1."""
-    if labels.shape != (rows,) or not rows:
-        raise ValueError(
-            f"labels have shape {list(labels.shape)}, but the logits have {rows} rows; pass the labels of these rows."
-        )
-    low, high = labels.min().item(), labels.max().item()
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels go from {low} to {high}; allowed is 0 to {classes - 1}, for the logits have {classes} columns.")
-    return labels.detach().cpu().long()
-
-
-_ROLES = ("teacher", "student")
-
-
 @dataclass(frozen=True)
 class ModelReport:
     """One of the two models.
@@ -142,7 +68,6 @@ class ModelReport:
         name: in the picture. model: for its parameters, its size and its mode.
         logits: float32 [N, C] of the test rows, the same on both sides.
         one: runs the model forward on one example. many: on a batch of `batch_size`. Their inputs lie on the device.
-        folder: the saved model, whose bytes are its size on disk; None: those of its state dict, shared ones once.
     """
 
     name: str
@@ -151,7 +76,6 @@ class ModelReport:
     one: Callable[[], object]
     many: Callable[[], object]
     batch_size: int
-    folder: Path | None = None
 
 
 def compare_models(
@@ -184,7 +108,6 @@ def compare_models(
 
     Raises:
         ValueError: logits of other shapes or not finite, labels of another length or out of range, other class names.
-        FileNotFoundError: a side's folder is not there.
     """
     sides, device, folder = {"teacher": teacher, "student": student}, torch.device(device), Path(folder)
     _check_logits(teacher, student)
@@ -192,21 +115,22 @@ def compare_models(
     rows, count = logits["teacher"].shape
     if classes is not None and len(classes) != count:
         raise ValueError(f"classes holds {len(classes)} names, but the logits have {count} columns; give one for each.")
-    found = {
-        role: {"name": side.name, "parameters": count_parameters(side.model), "bytes": _bytes_of(side)}
+    measured = {
+        role: {"name": side.name, "parameters": count_parameters(side.model), "bytes": _bytes_of(side.model)}
         for role, side in sides.items()
     }
     if labels is not None:
-        labels = checked_labels(labels, rows, count)
+        check_labels(labels, rows, count, "the")
+        labels = labels.detach().cpu().long()
         several = labels.bincount().max() > 1  # else no class can be split
         held_out = stratified_split(labels, fraction=0.5, seed=seed) if several else None
         for role in sides:
-            found[role] |= classification_scores(logits[role], labels, held_out)
+            measured[role] |= classification_scores(logits[role], labels, held_out)
     speeds, counted = _speed(sides, device=device, rounds=rounds, seconds=seconds)
-    found = {role: found[role] | speeds[role] for role in _ROLES}
-    results = found | {
+    measured = {role: measured[role] | speeds[role] for role in sides}
+    results = measured | {
         "agreement": agreement(logits["teacher"], logits["student"]),
-        "ratios": _ratios(found["teacher"], found["student"]),
+        "ratios": _ratios(**measured),
         "rows": rows,
         "classes": [str(name) for name in classes or range(count)],
         "device": _device_name(device),
@@ -237,17 +161,18 @@ def _speed(sides: dict[str, ModelReport], *, device: torch.device, rounds: int, 
     finally:
         for module, training in zip(modules, modes, strict=True):
             module.training = training
-    found = {}
+    speeds = {}
     for role, side in sides.items():
         tenths = [1000 * tenth for tenth in statistics.quantiles(one[role], n=10, method="inclusive")]
         latency = {"median": tenths[4], "p10": tenths[0], "p90": tenths[8]}
         throughput = _ratio(side.batch_size, statistics.median(many[role]))
-        found[role] = {"batch_size": side.batch_size, "latency_ms": latency, "throughput": throughput}
-    return found, {"one": len(one["student"]), "many": len(many["student"])}
+        speeds[role] = {"batch_size": side.batch_size, "latency_ms": latency, "throughput": throughput}
+    return speeds, {"one": len(one["student"]), "many": len(many["student"])}
 
 
 def _ratios(teacher: dict, student: dict) -> dict[str, float | None]:
-    keys = [key for key in ("accuracy", "macro_f1", "parameters", "bytes") if key in student]
+    keys = ("accuracy", "macro_f1", "calibration_error", "calibration_error_scaled", "parameters", "bytes")
+    keys = [key for key in keys if key in student]
     return {key: _ratio(student[key], teacher[key]) for key in keys} | {
         "latency_speedup": _ratio(teacher["latency_ms"]["median"], student["latency_ms"]["median"]),
         "throughput_speedup": _ratio(student["throughput"], teacher["throughput"]),
@@ -258,12 +183,9 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
     return part / whole if whole and part is not None else None
 
 
-def _bytes_of(side: ModelReport) -> int:
-    if side.folder is not None:
-        if not Path(side.folder).is_dir():
-            raise FileNotFoundError(f"the {side.name}'s folder {side.folder} is not there; save the model first, or pass None.")
-        return sum(path.stat().st_size for path in Path(side.folder).rglob("*") if path.is_file())
-    tensors = [value for value in side.model.state_dict().values() if isinstance(value, torch.Tensor) and value.numel()]
+def _bytes_of(model: nn.Module) -> int:
+    """Of the state dict, which is what a saved model takes; tensors that share memory count once."""
+    tensors = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor) and value.numel()]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 

@@ -1,8 +1,8 @@
-"""How good features look without any labels: collapse, spread, likeness to a teacher; and how honest predictions are.
+"""Measures of features without any labels (collapse, spread, likeness to a teacher), and of predictions (right, calibrated).
 
-Each measure is a plain function of [N, D] tensors on the CPU, computed in float64 (so for a moment with twice or thrice
-the features' memory). Cost: N x D^2 multiplications at most, 50,000 x 64 in well under a second; except uniformity, which
-looks at all pairs and is therefore taken on at most `max_pairs_rows` rows in `feature_quality`.
+Each measure is a plain function of [N, D] features or [N, C] logits on the CPU, computed in float64 (so for a moment with
+twice or thrice their memory). Cost: N x D^2 multiplications at most, 50,000 x 64 in well under a second; except uniformity,
+which looks at all pairs and is therefore taken on at most `max_pairs_rows` rows in `feature_quality`.
 """
 
 import math
@@ -13,30 +13,28 @@ from torch.nn.functional import normalize
 from kdnb.evaluation.features import Features, check_features, check_labels
 
 DEAD_BELOW = 1e-4  # of the mean variance over dimensions
+_HOTTEST = 100.0  # temperature, and its inverse the coldest: logits that are all right would ask for 0
 
 
 def feature_quality(
     features: Features,
     *,
-    teacher: Features | None = None,
     second_view: Features | None = None,
     max_pairs_rows: int = 10_000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """All measures that the given features allow, as one flat dict.
+    """All measures of one model's features, as one flat dict.
 
     Args:
-        teacher: the teacher's features of the same images in the same order; adds "cka_teacher" and, where both have
-            logits, "agreement_teacher".
-        second_view: the same model's features of another view of the same images; adds "alignment".
+        second_view: the same model's features of another view of the same images, in the same order.
         max_pairs_rows: "uniformity" is taken on a seeded choice of so many rows.
 
     Returns:
         "mean_cosine", "variance_mean", "variance_min", "dead_dimensions", "effective_rank", "uniformity"; where there are
-        labels and logits also "accuracy" and "calibration_error"; and what the arguments add.
+        labels and logits also "accuracy" and "calibration_error"; with a second view "alignment".
 
     Raises:
-        ValueError: fewer than two rows, values not finite, or other images on the other side.
+        ValueError: fewer than two rows, values not finite, or a second view of other images.
     """
     x = features.features
     check_features(x, "the")
@@ -46,7 +44,7 @@ def feature_quality(
     some = x
     if len(x) > max_pairs_rows:
         some = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:max_pairs_rows]]
-    found = {
+    quality = {
         "mean_cosine": mean_cosine(x),
         "variance_mean": variance.mean().item(),
         "variance_min": variance.min().item(),
@@ -55,17 +53,17 @@ def feature_quality(
         "uniformity": uniformity(some),
     }
     if features.logits is not None and features.labels is not None:
-        found["accuracy"] = (features.logits.argmax(1) == features.labels).double().mean().item()
-        found["calibration_error"] = expected_calibration_error(features.logits, features.labels)
+        quality["accuracy"] = (features.logits.argmax(1) == features.labels).double().mean().item()
+        quality["calibration_error"] = expected_calibration_error(features.logits, features.labels)
     if second_view is not None:
-        _check_same_images(features, second_view, "second_view")
-        found["alignment"] = alignment(x, second_view.features)
-    if teacher is not None:
-        _check_same_images(features, teacher, "teacher")
-        found["cka_teacher"] = linear_cka(x, teacher.features)
-        if features.logits is not None and teacher.logits is not None:
-            found["agreement_teacher"] = agreement(features.logits, teacher.logits)
-    return found
+        check_features(second_view.features, "second_view")
+        if not torch.equal(features.ids, second_view.ids):
+            raise ValueError(
+                f"second_view has {len(second_view.ids)} rows and the features {len(features.ids)}, and their ids differ; "
+                "extract both from the same batches in the same order."
+            )
+        quality["alignment"] = alignment(x, second_view.features)
+    return quality
 
 
 def mean_cosine(features: torch.Tensor) -> float:
@@ -153,6 +151,62 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, *, bi
     return torch.zeros(bins, dtype=torch.float64).index_add_(0, number, gap).abs().sum().item() / len(logits)
 
 
+def classification_scores(logits: torch.Tensor, labels: torch.Tensor, held_out: torch.Tensor | None) -> dict:
+    """Scores of logits [N, C] against labels int64 [N].
+
+    Args:
+        held_out: bool [N], the rows on which calibration is measured, with a temperature fitted on the others; None: not.
+
+    Returns:
+        {"accuracy", "macro_f1", "per_class_accuracy", "temperature", "calibration_error", "calibration_error_scaled"}; None is
+        what cannot be known. Classes that are neither among the labels nor among the predictions have no part in macro_f1.
+    """
+    from sklearn.metrics import f1_score
+
+    predictions, classes = logits.argmax(1), logits.shape[1]
+    right = predictions == labels
+    rows = labels.bincount(minlength=classes)
+    per_class = labels[right].bincount(minlength=classes).double() / rows
+    scores = {
+        "accuracy": right.double().mean().item(),
+        "macro_f1": f1_score(labels.numpy(), predictions.numpy(), average="macro", zero_division=0.0),
+        "per_class_accuracy": [None if math.isnan(value) else value for value in per_class.tolist()],
+        "temperature": None,
+        "calibration_error": None,
+        "calibration_error_scaled": None,
+    }
+    if held_out is not None:
+        temperature = calibrated_temperature(logits[~held_out], labels[~held_out])
+        rest, true = logits[held_out], labels[held_out]
+        scores["temperature"] = temperature
+        scores["calibration_error"] = expected_calibration_error(rest, true)
+        scores["calibration_error_scaled"] = expected_calibration_error(rest.double() / temperature, true)
+    return scores
+
+
+def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The T that minimises the mean negative log-likelihood of softmax(logits / T) on these rows (Guo et al. 2017).
+
+    The loss is convex in 1 / T, so its slope has one zero, found by Brent's method. From 0.01 (every row is right: the
+    surer, the better) to 100 (worse than guessing); 1 where T makes no difference.
+    """
+    from scipy.optimize import brentq
+
+    check_labels(labels, *logits.shape, "the")
+    z = logits.detach().cpu().double()
+    z = z - z.gather(1, labels.detach().cpu().long()[:, None])  # the loss is then log sum exp(z / T)
+
+    def slope(log_inverse: float) -> float:
+        return ((z * math.exp(log_inverse)).softmax(1) * z).sum(1).mean().item()
+
+    low, high = -math.log(_HOTTEST), math.log(_HOTTEST)
+    if slope(0.0) == 0:
+        return 1.0
+    if slope(low) >= 0:
+        return _HOTTEST
+    return 1 / _HOTTEST if slope(high) <= 0 else math.exp(-brentq(slope, low, high, xtol=1e-7))
+
+
 def principal_components(features: torch.Tensor, count: int = 2) -> tuple[torch.Tensor, float]:
     """The rows' coordinates on the `count` directions of largest variance, float32 [N, count], and their share of it.
 
@@ -164,12 +218,3 @@ def principal_components(features: torch.Tensor, count: int = 2) -> tuple[torch.
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     share = values[-count:].sum() / values.sum().clamp_min(torch.finfo(x.dtype).tiny)
     return (x @ (directions * largest.sign())).float(), share.item()
-
-
-def _check_same_images(features: Features, other: Features, name: str):
-    check_features(other.features, name)
-    if not torch.equal(features.ids, other.ids):
-        raise ValueError(
-            f"{name} has {len(other.ids)} rows and the features {len(features.ids)}, and their ids differ; extract both "
-            "from the same batches in the same order."
-        )

@@ -58,7 +58,7 @@ def _panels(results: dict) -> list[tuple]:
         return f"{_percent(ratios[key])} of the teacher's"
 
     def more(key):
-        ratio = _ratio(sides[1][key], sides[0][key])
+        ratio = ratios.get(key)
         return "no ratio to the teacher's" if ratio is None else f"{format_number(ratio)} times the teacher's"
 
     size = "/".join(dict.fromkeys(str(side["batch_size"]) for side in sides))
@@ -122,7 +122,3 @@ def _times(ratio: float | None) -> str:
 def _count(number: int) -> str:
     """857, 270k, 1.73M."""
     return format_bytes(number).removesuffix("B").replace(" ", "").replace("G", "B")
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if whole and part is not None else None

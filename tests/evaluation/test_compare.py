@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kdnb.evaluation import compare
-from kdnb.evaluation.compare import ModelReport, calibrated_temperature, compare_models, interleaved_seconds
+from kdnb.evaluation.compare import ModelReport, compare_models, interleaved_seconds
 from kdnb.evaluation.features import stratified_split
-from kdnb.evaluation.quality import expected_calibration_error
+from kdnb.evaluation.quality import calibrated_temperature, expected_calibration_error
 from kdnb.plots import comparison_figure
 
 
@@ -37,9 +37,9 @@ def clock(monkeypatch):
     return clock
 
 
-def side(name="teacher", logits=None, *, width=4, one=lambda: None, many=lambda: None, batch_size=8, folder=None):
+def side(name="teacher", logits=None, *, width=4, one=lambda: None, many=lambda: None, batch_size=8):
     logits = torch.eye(3)[[0, 1, 2, 0]] if logits is None else logits
-    return ModelReport(name, nn.Linear(width, 3), logits, one, many, batch_size, folder)
+    return ModelReport(name, nn.Linear(width, 3), logits, one, many, batch_size)
 
 
 def compared(teacher, student, tmp_path, labels=None, classes=None, **settings):
@@ -179,19 +179,12 @@ def test_without_labels_there_are_agreement_sizes_and_speeds(tmp_path):
     assert found["classes"] == ["0", "1", "2"]
 
 
-def test_size_on_disk_is_the_folders_or_the_weights_once(tmp_path):
-    folder = tmp_path / "model"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "a").write_bytes(b"123")
-    (folder / "inner" / "b").write_bytes(b"4567")
-    assert compared(side(folder=folder), side("student"), tmp_path)["teacher"]["bytes"] == 7
+def test_size_is_that_of_the_weights_each_once(tmp_path):
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight  # 16 weights and twice 4 biases
     student = ModelReport("student", tied, side().logits, lambda: None, lambda: None, 8)
-    found = compared(side(), student, tmp_path)["student"]
-    assert (found["parameters"], found["bytes"]) == (24, 96)
-    with pytest.raises(FileNotFoundError, match="the teacher's folder .*nowhere is not there; save the model first"):
-        compared(side(folder=tmp_path / "nowhere"), side("student"), tmp_path)
+    measured = compared(side(), student, tmp_path)["student"]
+    assert (measured["parameters"], measured["bytes"]) == (24, 96)
 
 
 # --- what is written
@@ -231,7 +224,7 @@ def some_results(classes=3, labelled=True):
                 "per_class_accuracy": [*((0.9, 0.8), (0.7, 0.75))[number], *[None] * (classes - 2)],
             }  # fmt: skip
     if labelled:
-        results["ratios"] |= {"accuracy": 0.97, "macro_f1": 0.77 / 0.79}
+        results["ratios"] |= {"accuracy": 0.97, "macro_f1": 0.77 / 0.79, "calibration_error": 0.5}
     return results
 
 
@@ -308,10 +301,10 @@ def test_bad_logits_labels_and_names_are_refused(tmp_path):
     refused(r"the big's logits \[0, 3\] are not \[N, C\] with at least one row", teacher=side("big", torch.zeros(0, 3)))
     refused(r"the small's logits \[4\] are not \[N, C\]", student=side("small", torch.zeros(4)))
     refused(r"the small's logits \[1, 1\] are not .* all finite", student=side("small", torch.tensor([[math.nan]])))
-    refused(r"labels have shape \[3\], but the logits have 4 rows", labels=torch.tensor([0, 1, 2]))
+    refused(r"labels have shape \[3\], but there are 4 rows", labels=torch.tensor([0, 1, 2]))
     refused("labels go from -1 to 2; allowed is 0 to 2", labels=torch.tensor([0, -1, 2, 1]))
     refused("labels go from 0 to 3; allowed is 0 to 2", labels=torch.tensor([0, 3, 2, 1]))
     refused("classes holds 2 names, but the logits have 3 columns", classes=["a", "b"])
-    with pytest.raises(ValueError, match=r"labels have shape \[2\], but the logits have 4 rows"):
+    with pytest.raises(ValueError, match=r"labels have shape \[2\], but there are 4 rows"):
         calibrated_temperature(torch.zeros(4, 2), torch.tensor([0, 1]))
     assert not (tmp_path / "new").exists()

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from kdnb.evaluation import quality
 from kdnb.evaluation.features import Features
-from kdnb.evaluation.quality import feature_quality
+from kdnb.evaluation.quality import calibrated_temperature, classification_scores, feature_quality
 
 
 def test_mean_cosine_of_known_angles_and_of_all_pairs():
@@ -111,18 +111,16 @@ def some_features(rows=40, width=5, classes=3, seed=0):
 
 
 def test_all_measures_in_one_flat_dict():
-    features, teacher = some_features(), some_features(width=8, seed=1)
+    features = some_features()
     plain = Features(features.features, None, features.ids)
     always = {"mean_cosine", "variance_mean", "variance_min", "dead_dimensions", "effective_rank", "uniformity"}
     assert feature_quality(plain).keys() == always
-    found = feature_quality(features, teacher=teacher, second_view=features)
-    added = {"accuracy", "calibration_error", "alignment", "cka_teacher", "agreement_teacher"}
+    found = feature_quality(features, second_view=features)
+    added = {"accuracy", "calibration_error", "alignment"}
     assert found.keys() == always | added
     assert all(type(value) in (float, int) for value in found.values())
     assert found["alignment"] == 0
-    assert found["cka_teacher"] == quality.linear_cka(features.features, teacher.features)
     assert found["accuracy"] == (features.logits.argmax(1) == features.labels).double().mean().item()
-    assert "agreement_teacher" not in feature_quality(plain, teacher=teacher)
 
 
 def test_uniformity_of_many_rows_is_taken_on_a_seeded_choice():
@@ -135,8 +133,8 @@ def test_uniformity_of_many_rows_is_taken_on_a_seeded_choice():
 
 def test_other_images_bad_values_and_single_rows_are_refused():
     features = some_features()
-    with pytest.raises(ValueError, match="teacher has 39 rows and the features 40, and their ids differ"):
-        feature_quality(features, teacher=some_features(rows=39))
+    with pytest.raises(ValueError, match="second_view has 39 rows and the features 40, and their ids differ"):
+        feature_quality(features, second_view=some_features(rows=39))
     shuffled = Features(features.features, None, features.ids.flip(0))
     with pytest.raises(ValueError, match="second_view has 40 rows and the features 40, and their ids differ"):
         feature_quality(features, second_view=shuffled)
@@ -145,3 +143,36 @@ def test_other_images_bad_values_and_single_rows_are_refused():
     broken = Features(torch.full((4, 2), torch.nan), None, torch.arange(4))
     with pytest.raises(ValueError, match="the features are not finite in 4 of 4 rows"):
         feature_quality(broken)
+
+
+# --- predictions
+
+
+def test_temperature_by_hand():
+    # Logits (z, 0), three of four right: softmax(z / T) must be 3/4, so z / T = log 3.
+    for z in (0.5, 2.0, 40.0):
+        logits, labels = torch.tensor([[z, 0.0]] * 4), torch.tensor([0, 0, 0, 1])
+        assert calibrated_temperature(logits, labels) == pytest.approx(z / math.log(3), rel=1e-5)
+    assert calibrated_temperature(logits, torch.zeros(4, dtype=torch.int64)) == 0.01  # all right: as sure as allowed
+    assert calibrated_temperature(logits, torch.tensor([0, 1, 1, 1])) == 100  # worse than guessing
+    assert calibrated_temperature(torch.zeros(4, 2), labels) == 1  # makes no difference
+
+
+def test_temperature_undoes_a_scale_and_is_the_minimum_of_the_loss():
+    z = 2 * torch.randn(20_000, 5)
+    labels = torch.distributions.Categorical(logits=z).sample()
+    assert calibrated_temperature(z, labels) == pytest.approx(1, abs=0.03)
+    found = calibrated_temperature(3 * z + 7, labels)  # a shift of all logits does nothing
+    assert found == pytest.approx(3, abs=0.1)
+
+    def loss(temperature):
+        return cross_entropy(3 * z.double() / temperature, labels)
+
+    assert loss(found) < min(loss(found * 1.001), loss(found / 1.001))
+
+
+def test_macro_f1_by_hand():
+    """F1 is 1/2, 4/5 and 0; the fourth class is neither true nor predicted, and is left out of the mean."""
+    logits = torch.eye(4)[[0, 1, 1, 1, 0]]
+    scores = classification_scores(logits, torch.tensor([0, 0, 1, 1, 2]), None)
+    assert scores["macro_f1"] == pytest.approx(1.3 / 3)
