@@ -1,8 +1,8 @@
-"""Map-style datasets over a cache (or over raw images), one for each way of choosing an epoch's samples.
+"""Map-style datasets over a cache, or over raw images: item i is the i-th sample of the current epoch.
 
-They differ in nothing but their `Order`: item i of a dataset is the i-th sample of the current epoch. A plain
-`torch.utils.data.DataLoader` works on each, with worker processes that persist or not: the epoch number lies in shared memory,
-so that `set_epoch` in the main process reaches workers that are already running. Call it between epochs.
+They differ in their `Order` and in where an image is read. A plain `torch.utils.data.DataLoader` works on each, with worker
+processes that persist or not: the epoch number lies in shared memory, so that `set_epoch` in the main process reaches workers
+that are already running. Call it between epochs.
 """
 
 from collections.abc import Sequence
@@ -15,44 +15,40 @@ from torch.utils.data import Dataset
 from kdnb.data.augment import normalise as normalise_images
 from kdnb.data.decode import UnreadableImage, decode, resize
 from kdnb.data.keyed import permutation
-from kdnb.data.order import Order
+from kdnb.data.order import Order, require_epoch
 from kdnb.data.reader import ShardReader
 
 
-class CachedTensorDataset(Dataset):
-    """Every sample of a cache, each epoch.
+class ImageDataset(Dataset):
+    """The samples of the epochs of `order`; a subclass has what it says below, and `read`.
 
-    Args:
-        cache_dir: folder that `kdnb.data.precompute.precompute` filled. A partial cache is usable: the complete shards count.
-        shuffle: `none`, `within_shards` or `all` (see `Order`); a DataLoader's own `shuffle=True` works, too.
-        seed: seed of the shuffling.
-        normalise: return float32 normalised with the cache's mean and std; a uint8 cache then gives bitwise what a
-            float32 cache holds.
-
-    Items are {"image": [3, H, W], "id": int64 (), "label": int64 ()}, the label only where the cache has labels.
+    Attributes:
+        order: regime and seeds.
+        labels: of all images by position, int64 [N]; None where there are none.
+        classes: names of the classes, where they are known; else None.
+        fingerprint: tells the images, and what was done to them, from others.
     """
 
-    def __init__(self, cache_dir: str | Path, *, shuffle: str = "none", seed: int = 0, normalise: bool = False):
-        self._build(cache_dir, normalise, shuffle=shuffle, shuffle_seed=seed)
+    order: Order
+    labels: np.ndarray | None
+    classes: list[str] | None
+    fingerprint: str
 
-    def _build(self, cache_dir, normalise, **order):
-        self.reader = ShardReader(cache_dir)
-        if not self.reader.shard_sizes:
-            raise ValueError(f"{cache_dir} holds no complete shard yet; let precompute finish at least one.")
-        self.order = Order(shard_sizes=self.reader.shard_sizes, **order)
-        self.normalise = normalise
+    def __init__(self, order: Order):
+        self.order = order
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._positions: tuple[int, np.ndarray] | None = None
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Labels of all images by position, int64 [N]; None where there are none."""
-        return self.reader.labels
+    def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The batch at `positions` (int64 [B]), in their order.
 
-    @property
-    def classes(self) -> list[str] | None:
-        """Names of the classes, where they are known."""
-        return self.reader.index["classes"]
+        Args:
+            images: buffer that a cache's images are read into (see `ShardReader.read`).
+
+        Returns:
+            {"image": [B, 3, H, W], "id": int64 [B], "label": int64 [B] where there are labels}.
+        """
+        raise NotImplementedError
 
     @property
     def epoch(self) -> int:
@@ -61,12 +57,11 @@ class CachedTensorDataset(Dataset):
 
     def set_epoch(self, epoch: int):
         """Choose the epoch (0, 1, ...); takes effect in running worker processes as well."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; epochs count from 0.")
+        require_epoch(epoch)
         self._epoch.fill_(epoch)
 
     def positions(self) -> np.ndarray:
-        """Positions in the cache of the current epoch's samples, int64 [len(self)]."""
+        """Positions of the current epoch's samples, int64 [len(self)]."""
         epoch = self.epoch
         if self._positions is None or self._positions[0] != epoch:
             self._positions = (epoch, self.order.epoch(epoch))
@@ -83,8 +78,56 @@ class CachedTensorDataset(Dataset):
         batch = self.read(self.positions()[np.asarray(indices, dtype=np.int64)])
         return [{name: values[i] for name, values in batch.items()} for i in range(len(indices))]
 
+
+class CachedTensorDataset(ImageDataset):
+    """Every sample of a cache, each epoch.
+
+    Items are {"image": [3, H, W], "id": int64 (), "label": int64 ()}, the label only where the cache has labels. Images are as
+    they were stored: uint8 in [0, 255], or normalised float16 or float32.
+
+    Args:
+        cache_dir: folder that `kdnb.precompute` filled. A partial cache is usable: the complete shards count.
+        shuffle: `none`, `within_shards` or `all` (see `Order`); a DataLoader's own `shuffle=True` works, too.
+        seed: seed of the shuffling.
+        normalise: return float32 normalised with the cache's mean and std; a uint8 cache then gives bitwise what a
+            float32 cache holds.
+        subset: the regime and what belongs to it (see `Order`), which the subclasses below name.
+
+    Raises:
+        FileNotFoundError: no cache there. ValueError: no complete shard, a shard that is missing or truncated (`ShardError`), or
+            a value that `Order` refuses.
+
+    Example:
+        >>> import kdnb, tempfile
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)  # doctest: +ELLIPSIS
+        1,500 images of 8x8 in uint8 ...
+        >>> data = kdnb.CachedTensorDataset(cache, shuffle="all", seed=0)
+        >>> len(data), data[0]["image"].shape, data[0]["image"].dtype
+        (1500, torch.Size([3, 8, 8]), torch.uint8)
+    """
+
+    def __init__(
+        self, cache_dir: str | Path, *, shuffle: str = "none", seed: int = 0, normalise: bool = False, **subset
+    ):  # fmt: skip
+        self.reader = ShardReader(cache_dir)
+        if not self.reader.shard_sizes:
+            raise ValueError(f"{cache_dir} holds no complete shard yet; let precompute finish at least one.")
+        super().__init__(Order(shard_sizes=self.reader.shard_sizes, shuffle=shuffle, seed=seed, **subset))
+        self.normalise = normalise
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self.reader.labels
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.reader.index["classes"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.reader.index["fingerprint"]
+
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The batch at `positions` of the cache; `images` is an optional buffer (see `ShardReader.read`)."""
         batch = self.reader.read(positions, images)
         if self.normalise and batch["image"].dtype == torch.uint8:
             batch["image"] = normalise_images(batch["image"], self.reader.index["mean"], self.reader.index["std"])
@@ -92,63 +135,64 @@ class CachedTensorDataset(Dataset):
 
 
 class RandomSubsetCachedDataset(CachedTensorDataset):
-    """A new random subset of the cache each epoch.
+    """A new random subset of the cache each epoch; items as of `CachedTensorDataset`.
 
     Args:
         samples_per_epoch, shards_per_epoch: the subset's size, in samples or in whole shards; exactly one of them.
         draw: `independent` draws each epoch anew, `dealt` deals without replacement until everything came up.
         random_subset_seed: seed of the draws. The others as for `CachedTensorDataset`.
+
+    Raises:
+        ValueError: both sizes or none of them, or more than the cache holds; and as for `CachedTensorDataset`.
+
+    Example:
+        >>> import kdnb, tempfile
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)  # doctest: +ELLIPSIS
+        1,500 images of 8x8 in uint8 ...
+        >>> data = kdnb.RandomSubsetCachedDataset(cache, samples_per_epoch=3)
+        >>> data.set_epoch(1)
+        >>> [item["id"].item() for item in data]
+        [1470, 379, 1167]
     """
 
     def __init__(
-        self,
-        cache_dir: str | Path,
-        *,
-        samples_per_epoch: int | None = None,
-        shards_per_epoch: int | None = None,
-        draw: str = "independent",
-        random_subset_seed: int = 0,
-        shuffle: str = "none",
-        seed: int = 0,
-        normalise: bool = False,
-    ):
+        self, cache_dir: str | Path, *, samples_per_epoch: int | None = None, shards_per_epoch: int | None = None,
+        draw: str = "independent", random_subset_seed: int = 0, shuffle: str = "none", seed: int = 0, normalise: bool = False,
+    ):  # fmt: skip
         subset = {"samples_per_epoch": samples_per_epoch, "shards_per_epoch": shards_per_epoch, "draw": draw}
-        self._build(
-            cache_dir,
-            normalise,
-            regime="random",
-            subset_seed=random_subset_seed,
-            shuffle=shuffle,
-            shuffle_seed=seed,
-            **subset,
-        )
+        subset |= {"regime": "random", "random_subset_seed": random_subset_seed}
+        super().__init__(cache_dir, shuffle=shuffle, seed=seed, normalise=normalise, **subset)
 
 
 class FixedShardSubsetCachedDataset(CachedTensorDataset):
-    """The same shards of the cache, each epoch.
+    """The same shards of the cache, each epoch; items as of `CachedTensorDataset`.
 
     Args:
         fixed_shards: how many shards. fixed_choice: the `first` ones, or a `seeded` choice by `random_subset_seed`.
             The others as for `CachedTensorDataset`.
+
+    Raises:
+        ValueError: more shards than the cache holds; and as for `CachedTensorDataset`.
+
+    Example:
+        >>> import kdnb, tempfile
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8, cache_shard_size=100)  # doctest: +ELLIPSIS
+        1,500 images of 8x8 in uint8 ...
+        >>> data = kdnb.FixedShardSubsetCachedDataset(cache, fixed_shards=3)
+        >>> len(data), data.labels.shape, data.classes[:3]
+        (300, (1500,), ['0', '1', '2'])
     """
 
     def __init__(
-        self,
-        cache_dir: str | Path,
-        *,
-        fixed_shards: int,
-        fixed_choice: str = "first",
-        random_subset_seed: int = 0,
-        shuffle: str = "none",
-        seed: int = 0,
-        normalise: bool = False,
-    ):
-        subset = {"fixed_shards": fixed_shards, "fixed_choice": fixed_choice, "subset_seed": random_subset_seed}
-        self._build(cache_dir, normalise, regime="fixed", shuffle=shuffle, shuffle_seed=seed, **subset)
+        self, cache_dir: str | Path, *, fixed_shards: int, fixed_choice: str = "first", random_subset_seed: int = 0,
+        shuffle: str = "none", seed: int = 0, normalise: bool = False,
+    ):  # fmt: skip
+        subset = {"fixed_shards": fixed_shards, "fixed_choice": fixed_choice, "random_subset_seed": random_subset_seed}
+        super().__init__(cache_dir, shuffle=shuffle, seed=seed, normalise=normalise, regime="fixed", **subset)
 
 
-class RawImageDataset(CachedTensorDataset):
-    """The same interface without a cache: each image is decoded and resized when it is asked for.
+class RawImageDataset(ImageDataset):
+    """The images of a source, decoded and resized each time that they are asked for, uint8.
 
     Args:
         source: from `kdnb.data.sources.open_source`, not streaming. image_size, resize, permutation_seed: as in precompute.
@@ -156,23 +200,17 @@ class RawImageDataset(CachedTensorDataset):
     """
 
     def __init__(self, source, *, image_size: int, resize: str, order: Order, permutation_seed: int | None = None):
-        self.source, self.image_size, self.resize_mode, self.order = source, image_size, resize, order
+        super().__init__(order)
+        self.source, self.image_size, self.resize_mode = source, image_size, resize
+        self.classes, self.fingerprint = source.classes, source.fingerprint
         n = source.num_images
         self._rows = np.arange(n) if permutation_seed is None else permutation(n, permutation_seed)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._positions = None
 
     @property
     def labels(self) -> np.ndarray | None:
-        """As of a cache; the images are not read for it."""
         return self.source.labels()[self._rows] if self.source.labelled else None
 
-    @property
-    def classes(self) -> list[str] | None:
-        return self.source.classes
-
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The batch at `positions` of the source's order, decoded now. Raises UnreadableImage with the row's number."""
         pixels, ids, labels = [], [], []
         for row, encoded, label in self.source.items(self._rows[positions].tolist()):
             try:

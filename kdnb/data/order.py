@@ -4,6 +4,7 @@ An epoch is an array of positions in the cache. Nothing is remembered between ep
 offset into the array, splitting it over processes is a stride, and coverage is a union. 500,000 positions cost about 50 ms.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,23 +12,15 @@ import numpy as np
 from kdnb.data.keyed import permutation, random_words
 
 REGIMES = ("full", "random", "fixed")
-
-
 SHUFFLES = ("none", "within_shards", "all")
-
-
 DRAWS = ("independent", "dealt")
-
-
 CHOICES = ("first", "seeded")
-
-
 _DRAW, _CHOOSE, _SHUFFLE = 1, 2, 3  # separate streams: the same seed never serves two purposes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The order of samples of every epoch.
+    """The order of samples of every epoch. The arguments are the notebooks' parameters of the same names.
 
     Args:
         shard_sizes: rows of each shard; position p counts through them in turn.
@@ -38,10 +31,15 @@ class Order:
         draw: `independent` draws each epoch anew; `dealt` deals without replacement, so that every sample (shard) comes up
             once before any comes up twice.
         fixed_shards: number of shards of `fixed`; `fixed_choice` takes the `first` ones or a `seeded` choice.
-        subset_seed: seed of draws and choices. shuffle_seed: seed of the shuffling.
+        random_subset_seed: seed of draws and choices. seed: of the shuffling.
 
     Raises:
         ValueError: a value outside what is allowed, or more shards or samples than there are.
+
+    Example:
+        >>> order = Order(shard_sizes=(4, 4, 2), regime="fixed", fixed_shards=2, shuffle="all", seed=1)
+        >>> order.epoch(0).tolist(), order.epoch(1).tolist()
+        ([0, 5, 1, 2, 6, 7, 4, 3], [0, 4, 3, 7, 6, 2, 5, 1])
     """
 
     shard_sizes: tuple[int, ...]
@@ -52,14 +50,14 @@ class Order:
     draw: str = "independent"
     fixed_shards: int | None = None
     fixed_choice: str = "first"
-    subset_seed: int = 0
-    shuffle_seed: int = 0
+    random_subset_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self):
         for name, allowed in (("regime", REGIMES), ("shuffle", SHUFFLES), ("draw", DRAWS), ("fixed_choice", CHOICES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
-        for name in ("subset_seed", "shuffle_seed"):
+        for name in ("random_subset_seed", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a seed must be 0 or larger.")
         if self.regime == "fixed":
@@ -70,10 +68,10 @@ class Order:
                     f"samples_per_epoch is {self.samples_per_epoch} and shards_per_epoch is {self.shards_per_epoch}; "
                     "a random epoch needs exactly one of them."
                 )
-            if self.shards_per_epoch is None:
-                self._check_count("samples_per_epoch", sum(self.shard_sizes), "samples")
-            else:
+            if self.draws_shards:
                 self._check_count("shards_per_epoch", len(self.shard_sizes), "shards")
+            else:
+                self._check_count("samples_per_epoch", self.num_samples, "samples")
 
     def _check_count(self, name: str, available: int, unit: str):
         value = getattr(self, name)
@@ -88,37 +86,41 @@ class Order:
         return sum(self.shard_sizes)
 
     @property
+    def draws_shards(self) -> bool:
+        """Whether an epoch consists of whole shards, drawn anew: the sizes of epochs then differ where the shards' do."""
+        return self.regime == "random" and self.shards_per_epoch is not None
+
+    @property
     def smallest_epoch(self) -> int:
         """Samples that every epoch has at least: drawn shards may be the smallest ones."""
-        if self.regime == "random" and self.shards_per_epoch is not None:
+        if self.draws_shards:
             return sum(sorted(self.shard_sizes)[: self.shards_per_epoch])
         return self.size(0)
 
     def size(self, epoch: int) -> int:
-        """Number of samples of `epoch` (epochs of drawn shards differ where shards do)."""
+        """Number of samples of `epoch`."""
         if self.regime == "full":
             return self.num_samples
-        if self.samples_per_epoch is not None and self.regime == "random":
+        if self.regime == "random" and not self.draws_shards:
             return self.samples_per_epoch
         return sum(self.shard_sizes[shard] for shard in self._shards(epoch))
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Positions of `epoch` in the order of their visit, int64 [size(epoch)]."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; epochs count from 0.")
+        require_epoch(epoch)
         starts = np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
         if self.regime == "full":
             positions = np.arange(starts[-1])
-        elif self.regime == "random" and self.samples_per_epoch is not None:
+        elif self.regime == "random" and not self.draws_shards:
             positions = np.sort(self._draw(int(starts[-1]), self.samples_per_epoch, epoch))
         else:
             positions = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in self._shards(epoch)])
         if self.shuffle == "none":
             return positions
         if self.shuffle == "all":
-            return positions[permutation(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)]
-        keys = random_words(len(positions), self.shuffle_seed, _SHUFFLE, epoch, 0)
-        shard_keys = random_words(len(self.shard_sizes), self.shuffle_seed, _SHUFFLE, epoch, 1)
+            return positions[permutation(len(positions), self.seed, _SHUFFLE, epoch, 0)]
+        keys = random_words(len(positions), self.seed, _SHUFFLE, epoch, 0)
+        shard_keys = random_words(len(self.shard_sizes), self.seed, _SHUFFLE, epoch, 1)
         shard = np.searchsorted(starts, positions, side="right") - 1
         return positions[np.lexsort((keys, shard_keys[shard]))]
 
@@ -127,14 +129,14 @@ class Order:
         if self.regime == "fixed":
             if self.fixed_choice == "first":
                 return np.arange(self.fixed_shards)
-            return np.sort(permutation(len(self.shard_sizes), self.subset_seed, _CHOOSE)[: self.fixed_shards])
+            return np.sort(permutation(len(self.shard_sizes), self.random_subset_seed, _CHOOSE)[: self.fixed_shards])
         return np.sort(self._draw(len(self.shard_sizes), self.shards_per_epoch, epoch))
 
     def _draw(self, n: int, k: int, epoch: int) -> np.ndarray:
         """k of n, by `draw`."""
         if self.draw == "independent":
-            return permutation(n, self.subset_seed, _DRAW, epoch)[:k]
-        return deal(n, k, epoch, self.subset_seed)
+            return permutation(n, self.random_subset_seed, _DRAW, epoch)[:k]
+        return deal(n, k, epoch, self.random_subset_seed)
 
 
 def even_shards(num_samples: int, shard_size: int) -> tuple[int, ...]:
@@ -175,32 +177,60 @@ def count_visits(order: Order, samples: list[int]) -> np.ndarray:
 
 
 class EpochPlan:
-    """How the epochs of an order are cut into batches; several processes share each of them.
+    """How the epochs of an order are cut into batches; several processes share each of them. Loaders are made from it.
 
     Sample i of a batch belongs to process i modulo their number, so that the same samples make up step k at any number of
     processes. A plan needs no data: it can be made, and refused, before anything is opened.
 
     Args:
-        max_batches: batches after which an epoch ends; None for no cap. drop_last: leave out a last, short batch.
+        max_steps_per_epoch: optimizer steps, of `gradient_accumulation_steps` batches each, after which an epoch ends; None for
+            no cap.
+        drop_last: leave out a last, short batch.
 
     Raises:
-        ValueError: a batch that some epoch cannot fill. Every epoch of a plan has at least one batch.
+        ValueError: a number below 1, or a batch that some epoch cannot fill. Every epoch of a plan has at least one batch.
+
+    Example:
+        >>> plan = EpochPlan(Order(shard_sizes=(5, 5)), batch_size=4, drop_last=False)
+        >>> [plan.batch_size_at(0, number) for number in range(plan.num_batches(0))]
+        [4, 4, 2]
     """
 
     rank, world = 0, 1
+    epoch = 0  # whose batches iterating gives
 
-    def __init__(self, order: Order, *, batch_size: int, max_batches: int | None = None, drop_last: bool = True):
+    def __init__(
+        self, order: Order, *, batch_size: int, max_steps_per_epoch: int | None = None, gradient_accumulation_steps: int = 1,
+        drop_last: bool = True,
+    ):  # fmt: skip
         least = order.smallest_epoch
         if least < 1 or batch_size < 1 or (drop_last and batch_size > least):
-            drawn = order.regime == "random" and order.shards_per_epoch is not None
-            epoch = "the smallest shards that an epoch may draw hold" if drawn else "an epoch has"
+            epoch = "the smallest shards that an epoch may draw hold" if order.draws_shards else "an epoch has"
             ways = [f"choose 1 to {least}"] if least else []
-            ways += ["raise shards_per_epoch"] if drawn and order.shards_per_epoch < len(order.shard_sizes) else []
+            ways += ["raise shards_per_epoch"] if order.draws_shards and order.shards_per_epoch < len(order.shard_sizes) else []
             advice = " or ".join(ways) or "there is nothing to read"
             raise ValueError(f"batch_size is {batch_size}, but {epoch} {least} samples; {advice}.")
-        if max_batches is not None and max_batches < 1:
-            raise ValueError(f"max_batches is {max_batches}; an epoch needs at least one batch (None for no cap).")
-        self.order, self.batch_size, self.max_batches, self.drop_last = order, batch_size, max_batches, drop_last
+        if gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps is {gradient_accumulation_steps}; it must be at least 1.")
+        if max_steps_per_epoch is not None and max_steps_per_epoch < 1:
+            raise ValueError(f"max_steps_per_epoch is {max_steps_per_epoch}; it must be at least 1 (None for no cap).")
+        self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
+        self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch (0, 1, ...) whose batches iterating gives."""
+        require_epoch(epoch)
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches(self.epoch)
+
+    def __iter__(self) -> Iterator[dict]:
+        return self.batches(self.epoch)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict]:
+        """The batches of `epoch` from batch number `start` on: what a loader reads."""
+        raise NotImplementedError
 
     def num_batches(self, epoch: int) -> int:
         """Batches of `epoch`, after the cap."""
@@ -231,6 +261,21 @@ class EpochPlan:
         """How many of the samples in batch `number` of `epoch` are this process' own."""
         return len(range(self.rank, self.batch_size_at(epoch, number), self.world))
 
+    def local_batches(self, samples: Sequence, epoch: int, start: int = 0) -> list:
+        """This process' part of each batch of `epoch` from number `start` on, where `samples` are those of the whole epoch.
+
+        Of a batch that is too short for all processes, it is the first sample, which then counts for nothing.
+        """
+        size = self.batch_size
+        whole = [samples[number * size : (number + 1) * size] for number in range(start, self.num_batches(epoch))]
+        return [batch[self.rank :: self.world] if len(batch) > self.rank else batch[:1] for batch in whole]
+
+
+def require_epoch(epoch: int):
+    """Refuse a negative number of an epoch: ValueError."""
+    if epoch < 0:
+        raise ValueError(f"epoch is {epoch}; epochs count from 0.")
+
 
 def require_equal_shares(batch_size: int, processes: int):
     """Refuse a batch that so many processes cannot share equally: ValueError."""
@@ -238,13 +283,3 @@ def require_equal_shares(batch_size: int, processes: int):
         raise ValueError(
             f"batch_size is {batch_size}, but {processes} processes share a batch equally; choose a multiple of {processes}."
         )
-
-
-def batch_cap(max_steps_per_epoch: int | None, gradient_accumulation_steps: int) -> int | None:
-    """`max_batches` for an epoch of so many optimizer steps; None for no cap."""
-    return None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
-
-
-def rank_slice(batch, rank: int, world: int):
-    """This process' samples of a batch; of one that is too short for all, its first sample, which then counts for nothing."""
-    return batch[rank::world] if len(batch) > rank else batch[:1]

@@ -78,6 +78,10 @@ class ShardReader:
         batch = {"image": images, "id": torch.from_numpy(ids)}
         return batch if labels is None else batch | {"label": torch.from_numpy(labels)}
 
+    def shard_positions(self, shard: int) -> np.ndarray:
+        """Positions of the rows of the shard at place `shard` of the index, int64 [rows]."""
+        return np.arange(self._starts[shard], self._starts[shard + 1])
+
     def shard_ids(self, shard: int) -> np.ndarray:
         """Ids of the images of the shard at place `shard` of the index, int64 [rows]."""
         return self._shard(shard).ids

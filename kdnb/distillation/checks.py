@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from kdnb import distributed
 from kdnb.data.cache import read_index
 from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.order import EpochPlan, Order, batch_cap, even_shards, require_equal_shares
+from kdnb.data.order import EpochPlan, Order, even_shards, require_equal_shares
 from kdnb.data.sources import open_source, require_dataset
 from kdnb.distillation import build, teacher
 from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
@@ -59,7 +59,7 @@ def check_texts(p: SimpleNamespace, data: Data):
         ParameterError: one sentence a line for every fault.
     """
     order, labels = Order(shard_sizes=(len(data.train),)), data.train.labels
-    plan = EpochPlan(order, batch_size=p.batch_size, max_batches=_cap(p), drop_last=False)
+    plan = EpochPlan(order, drop_last=False, **arguments_of(EpochPlan, p))
     rules = [lambda p: text_teacher.require_labels(p, data), _shares, lambda p: _warm_up(p, plan, p.epochs)]
     if p.sweep_temperatures and (p.cache_teacher_logits or p.teacher_head == "labels"):
         numbers = None if labels is None else labels.numpy()
@@ -129,9 +129,9 @@ def _shares(p: SimpleNamespace):
 def _regime(p: SimpleNamespace, notebook: str):
     """The subset against the images, the batch against the subset, warm-up against all steps."""
     regime, names = SUBSETS[notebook]
-    subset = {name.removeprefix("random_"): getattr(p, name) for name in names}
+    subset = {name: getattr(p, name) for name in names}
     if (sizes := _shards(p)) is not None:
-        plan = EpochPlan(Order(shard_sizes=sizes, regime=regime, **subset), batch_size=p.batch_size, max_batches=_cap(p))
+        plan = EpochPlan(Order(shard_sizes=sizes, regime=regime, **subset), **arguments_of(EpochPlan, p))
         _warm_up(p, plan, p.epochs)
     elif p.max_steps_per_epoch is not None:  # there may be fewer steps, but never more
         count_warmup_steps(p.warmup_steps, total_steps=p.epochs * p.max_steps_per_epoch)
@@ -168,10 +168,6 @@ def _sweep(p: SimpleNamespace):
 
 def _processes(p: SimpleNamespace) -> int:
     return max(getattr(p, "processes", 1), distributed.world())
-
-
-def _cap(p: SimpleNamespace) -> int | None:
-    return batch_cap(p.max_steps_per_epoch, p.gradient_accumulation_steps)
 
 
 def _shards(p: SimpleNamespace) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from kdnb.distillation.teacher import build_teacher_call, open_teacher
 from kdnb.distillation.teacher_outputs import TeacherCache
 from kdnb.distillation.train import train
 from kdnb.models.vision import Student
+from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored
 
 
@@ -23,7 +24,9 @@ def build_pieces(p: SimpleNamespace, *, regime: str = "full", student=None, froz
     student = build.build_student(p, frozen) if student is None else student
     answers = teacher.build_teacher_call(p, frozen, loader, views)
     loss = build.build_loss(p, frozen, answers, loader, views)
-    return student, answers, device_memory.maybe_cache_on_device(p, loader, student, answers, views, loss), views, loss
+    memory = arguments_of(device_memory.maybe_cache_on_device, p)
+    loader = device_memory.maybe_cache_on_device(loader, student, answers, views, loss, **memory)
+    return student, answers, loader, views, loss
 
 
 def train_trial(p: SimpleNamespace, run: Run, **subset) -> tuple[dict, Student]:

@@ -20,7 +20,7 @@ import yaml
 
 from kdnb.data.audit import class_coverage
 from kdnb.data.cache import read_index
-from kdnb.data.order import count_visits
+from kdnb.data.order import Order, count_visits
 from kdnb.distillation.build import build_loader
 from kdnb.distributed import Preempted
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
@@ -68,7 +68,8 @@ def plan_runs(p: SimpleNamespace, name: str, *, shards: Sequence[int] | None = N
         shards = [shard["rows"] for shard in read_index(anchored(p.cache_dir))["shards"]]
     if p.subset_shards > len(shards):
         raise ValueError(f"subset_shards is {p.subset_shards}, but the cache holds {len(shards)} shards; lower it.")
-    smallest = sum(sorted(shards)[: p.subset_shards])  # of random shards, the last of which may be short
+    drawn = Order(shard_sizes=tuple(shards), regime="random", shards_per_epoch=p.subset_shards)
+    smallest = drawn.smallest_epoch  # the last shard may be short
     possible = smallest // (p.batch_size * p.gradient_accumulation_steps)
     steps = possible if p.max_steps_per_epoch is None else min(possible, p.max_steps_per_epoch)
     if not steps:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RandomSubsetCachedDataset
 from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
-from kdnb.data.order import EpochPlan, batch_cap
+from kdnb.data.order import EpochPlan
 from kdnb.distillation.optim import count_steps
 
 
@@ -73,7 +73,7 @@ def test_an_epoch_can_be_taken_up_midway_and_capped(cache, make):
     data = kinds(cache[0])["full"]
     whole = ids(make(data, batch_size=4).batches(2))
     assert ids(make(data, batch_size=4).batches(2, start=3)) == whole[3:]
-    capped = make(data, batch_size=4, max_batches=2)
+    capped = make(data, batch_size=4, max_steps_per_epoch=2)
     assert ids(capped.batches(2)) == whole[:2] and capped.num_batches(2) == 2 and capped.num_samples(2) == 8
     assert ids(capped.batches(2, start=2)) == []
 
@@ -164,7 +164,7 @@ def test_raw_images_give_the_batches_of_their_cache(tmp_path):
     [
         ({"batch_size": 0}, "batch_size is 0, but an epoch has 27 samples; choose 1 to 27"),
         ({"batch_size": 28}, "batch_size is 28, but an epoch has 27 samples"),
-        ({"batch_size": 2, "max_steps_per_epoch": 0}, "max_batches is 0"),
+        ({"batch_size": 2, "max_steps_per_epoch": 0}, "max_steps_per_epoch is 0"),
         ({"regime": "fixed", "fixed_shards": 99}, "fixed_shards is 99, but the cache holds 3 shards"),
         ({"regime": "some"}, "regime is 'some'; allowed are full, random, fixed"),
     ],
@@ -198,7 +198,7 @@ def test_an_epoch_of_a_shard_without_a_readable_image_is_refused(tmp_path, make_
 
 def test_every_epoch_trains_a_step_when_groups_of_batches_are_short(cache):
     """One batch an epoch and groups of four: the group is as long as the epoch."""
-    plan = EpochPlan(CachedTensorDataset(cache[0]).order, batch_size=20, max_batches=batch_cap(3, 4))
+    plan = EpochPlan(CachedTensorDataset(cache[0]).order, batch_size=20, max_steps_per_epoch=3, gradient_accumulation_steps=4)
     assert count_steps(plan, epochs=5, gradient_accumulation_steps=4) == 5
     ranks = [EpochPlan(plan.order, batch_size=4, drop_last=False) for _ in range(4)]
     for rank, part in enumerate(ranks):

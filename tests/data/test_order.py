@@ -16,12 +16,12 @@ def test_full_without_shuffling_is_stored_order():
 
 @pytest.mark.parametrize("shuffle", ["within_shards", "all"])
 def test_shuffling_permutes_and_depends_on_epoch_and_seed_only(shuffle):
-    order = Order(shard_sizes=SIZES, shuffle=shuffle, shuffle_seed=1)
+    order = Order(shard_sizes=SIZES, shuffle=shuffle, seed=1)
     first = order.epoch(4)
     assert sorted(first) == list(range(18))
-    assert np.array_equal(first, Order(shard_sizes=SIZES, shuffle=shuffle, shuffle_seed=1).epoch(4))
+    assert np.array_equal(first, Order(shard_sizes=SIZES, shuffle=shuffle, seed=1).epoch(4))
     assert not np.array_equal(first, order.epoch(5))
-    assert not np.array_equal(first, Order(shard_sizes=SIZES, shuffle=shuffle, shuffle_seed=2).epoch(4))
+    assert not np.array_equal(first, Order(shard_sizes=SIZES, shuffle=shuffle, seed=2).epoch(4))
 
 
 def test_within_shards_keeps_shards_together_in_random_order():
@@ -35,7 +35,7 @@ def test_within_shards_keeps_shards_together_in_random_order():
 
 def test_the_stream_is_pinned():
     """These numbers must never change: a run resumed after an upgrade goes on with the same samples."""
-    order = Order(shard_sizes=(4, 4), regime="random", samples_per_epoch=3, subset_seed=3, shuffle="all", shuffle_seed=5)
+    order = Order(shard_sizes=(4, 4), regime="random", samples_per_epoch=3, random_subset_seed=3, shuffle="all", seed=5)
     assert [order.epoch(e).tolist() for e in range(3)] == [[2, 6, 0], [6, 3, 2], [7, 3, 2]]
 
 
@@ -55,7 +55,7 @@ def test_random_draws_are_uniform():
 
 
 def test_random_shards_come_whole():
-    order = Order(shard_sizes=SIZES, regime="random", shards_per_epoch=2, subset_seed=2)
+    order = Order(shard_sizes=SIZES, regime="random", shards_per_epoch=2, random_subset_seed=2)
     for epoch in range(20):
         positions = order.epoch(epoch)
         assert order.size(epoch) == len(positions) in (8, 10)
@@ -83,7 +83,7 @@ def test_fixed_takes_the_first_or_a_seeded_choice_every_epoch():
     order = Order(shard_sizes=SIZES, regime="fixed", fixed_shards=2)
     assert order.epoch(0).tolist() == list(range(10)) == order.epoch(9).tolist()
     choices = {
-        tuple(Order(shard_sizes=SIZES, regime="fixed", fixed_shards=2, fixed_choice="seeded", subset_seed=s).epoch(0))
+        tuple(Order(shard_sizes=SIZES, regime="fixed", fixed_shards=2, fixed_choice="seeded", random_subset_seed=s).epoch(0))
         for s in range(20)
     }
     assert len(choices) > 3
@@ -115,7 +115,7 @@ def test_visits_count_what_was_delivered():
         ({"regime": "random"}, "exactly one of them"),
         ({"regime": "some"}, "regime is 'some'; allowed are full, random, fixed"),
         ({"shuffle": "yes"}, "shuffle is 'yes'; allowed are none, within_shards, all"),
-        ({"shuffle_seed": -1}, "shuffle_seed is -1; a seed must be 0 or larger"),
+        ({"seed": -1}, "seed is -1; a seed must be 0 or larger"),
     ],
 )
 def test_bad_settings_are_refused_in_a_sentence(settings, sentence):

@@ -1,7 +1,7 @@
-"""What a step takes is measured as training takes it, with stand-ins for the GPU's counters; running out is an answer, too."""
+"""Batches from the device's memory are bitwise those from the shards, and only what is visited is copied; what a step takes is
+measured as training takes it, with stand-ins for the GPU's counters, and running out of memory is a result, too."""
 
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +10,33 @@ from torch import nn
 from kdnb import distributed
 from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.distillation import device_memory
-from kdnb.distillation.device_memory import fits_in_memory, step_bytes
+from kdnb.distillation.device_memory import DeviceLoader, bytes_on_device, fits_in_memory, step_bytes, visited_shards
+
+REGIMES = [
+    {"regime": "full"}, {"regime": "full", "max_steps_per_epoch": 2}, {"regime": "random", "samples_per_epoch": 11},
+    {"regime": "random", "shards_per_epoch": 2}, {"regime": "fixed", "fixed_shards": 2, "fixed_choice": "seeded"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", REGIMES, ids=str)
+@pytest.mark.parametrize("shuffle", ["none", "within_shards", "all"])
+def test_the_same_batches_bitwise(cache, settings, shuffle):
+    loader = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4, shuffle=shuffle, seed=3, **settings)
+    there = DeviceLoader(loader, epochs=3)
+    for epoch, start in ((0, 0), (1, 1), (2, 0)):
+        pairs = list(zip(loader.batches(epoch, start), there.batches(epoch, start), strict=True))
+        assert len(pairs) == loader.num_batches(epoch) - start > 0
+        for a, b in pairs:
+            assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_only_visited_shards_are_copied(cache):
+    """Shards of 10, 10 and 7 rows of 48 bytes and a label."""
+    fixed = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4, regime="fixed", fixed_shards=2)
+    assert visited_shards(fixed, 5) == [0, 1] and bytes_on_device(fixed, 5) == 20 * (48 + 8)
+    capped = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4, shuffle="none", max_steps_per_epoch=2)
+    assert visited_shards(capped, 5) == [0]  # in stored order, 8 images an epoch never leave the first shard
+    assert visited_shards(build_pretraining_dataloader(cache_dir=cache[0], batch_size=4), 1) == [0, 1, 2]
 
 
 @pytest.fixture
@@ -145,8 +171,8 @@ def place(cache, monkeypatch, capsys):
         monkeypatch.setattr(device_memory, "step_bytes", lambda *given, **settings: peak)
         monkeypatch.setattr(device_memory, "DeviceLoader", copy)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (90 * 10**9, 10**11))
-        p = SimpleNamespace(cache_on_device=choice, epochs=1, mixed_precision="auto", gradient_accumulation_steps=1)
-        placed = device_memory.maybe_cache_on_device(p, loader, None, None, None, None)
+        p = {"cache_on_device": choice, "epochs": 1, "mixed_precision": "auto", "gradient_accumulation_steps": 1}
+        placed = device_memory.maybe_cache_on_device(loader, None, None, None, None, **p)
         return placed is loader, capsys.readouterr().out
 
     return run

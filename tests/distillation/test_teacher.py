@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kdnb.data.cache_writer import CacheError
-from kdnb.data.loader import DeviceLoader
 from kdnb.distillation import build, device_memory, teacher, teacher_model
+from kdnb.distillation.device_memory import DeviceLoader
 from kdnb.distillation.run import store_teacher_outputs, train_trial
 from kdnb.models.vision import build_model
 from kdnb.runs import Run

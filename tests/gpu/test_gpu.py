@@ -9,10 +9,10 @@ from test_distributed import launch
 from training import frozen_teacher, mse, run_training
 
 from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.loader import BatchReader, DeviceLoader, WorkerLoader, build_pretraining_dataloader
+from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
 from kdnb.data.reader import ShardReader
 from kdnb.data.views import SimpleTransform
-from kdnb.distillation.device_memory import step_bytes
+from kdnb.distillation.device_memory import DeviceLoader, step_bytes
 from kdnb.distillation.teacher import CachedTeacher
 from kdnb.distillation.teacher_outputs import OutputCodec, TeacherCache
 from kdnb.text.batches import TextLoader

@@ -162,7 +162,7 @@ def test_batches_go_to_the_device_but_for_their_ids():
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, but an epoch has"),
         ({"max_steps_per_epoch": 0}, "max_steps_per_epoch is 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"seed": -1}, "seed is -1; a seed must be 0 or larger"),
