@@ -1,0 +1,48 @@
+"""The examples in docstrings run as they stand; every public name has one."""
+
+import doctest
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import kdnb
+
+PUBLIC = {name: getattr(kdnb, name) for name in kdnb.__all__}
+
+
+def examples() -> list[doctest.DocTest]:
+    """Of every docstring in kdnb that has `>>>`."""
+    found = []
+    for info in pkgutil.walk_packages(kdnb.__path__, "kdnb."):
+        path = Path(info.module_finder.find_spec(info.name).origin)
+        if ">>> " in path.read_text(encoding="utf-8") and path.stem != "__main__":
+            found += [test for test in doctest.DocTestFinder().find(import_module(info.name)) if test.examples]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One for all, so that the built-in teacher is trained once."""
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda test: test.name.removeprefix("kdnb."))
+def test_an_example_runs_as_it_stands(example, folder, monkeypatch):
+    """A public name's without the imports of the file that it stands in: as a reader pastes it after `from kdnb import *`."""
+    monkeypatch.chdir(folder)  # relative paths are the script's
+    monkeypatch.setenv("KDNB_PROGRESS", "none")
+    if any(value.__module__ + "." + name == example.name for name, value in PUBLIC.items()):
+        example.globs = {"kdnb": kdnb, **PUBLIC}
+    lines: list[str] = []
+    failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(example, out=lines.append)
+    if failed:
+        pytest.fail("".join(lines), pytrace=False)
+
+
+@pytest.mark.xfail(reason="until every name has its example", strict=False)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_an_example(name):
+    has = "Example:\n" in PUBLIC[name].__doc__ and ">>> " in PUBLIC[name].__doc__
+    assert has, f"kdnb.{name} has no `Example:` in its docstring"
