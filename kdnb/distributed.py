@@ -1,4 +1,8 @@
-"""Several processes that do one piece of work, and being asked to stop."""
+"""Several processes that do one piece of work, and signals that ask to stop.
+
+A process knows its place from what torch.distributed.run puts into the environment. Exchanges are Accelerate's; a process that
+works alone does none and does not even import it.
+"""
 
 import atexit
 import contextlib
@@ -11,9 +15,9 @@ import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # those that ask to stop
+
 _TIMEOUT = timedelta(hours=2)  # one rank may train a built-in teacher, or fill a cache, while the others wait
-
-
 _TRUE = ("1", "true", "yes", "y", "t", "on")  # what Accelerate reads as a yes
 
 
@@ -60,9 +64,9 @@ def init_distributed():
         import torch.distributed.nn  # noqa: F401 - later, its functions' defaults would hold the group that is there by then
         from accelerate import PartialState
 
-        first = not dist.is_initialized()
+        joins = not dist.is_initialized()
         PartialState(cpu=find_device().type == "cpu", timeout=_TIMEOUT)
-        if first:
+        if joins:
             atexit.register(_leave)
 
 
@@ -83,11 +87,9 @@ def broadcast(value):
     if world() == 1:
         return value
     init_distributed()
-    import torch.distributed as dist
+    from accelerate.utils import broadcast_object_list
 
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+    return broadcast_object_list([value])[0]
 
 
 def gather(value) -> list:
@@ -95,11 +97,9 @@ def gather(value) -> list:
     if world() == 1:
         return [value]
     init_distributed()
-    import torch.distributed as dist
+    from accelerate.utils import gather_object
 
-    values = [None] * world()
-    dist.all_gather_object(values, value)
-    return values
+    return gather_object([value])
 
 
 def require_same(what: str, value):
@@ -111,28 +111,28 @@ def require_same(what: str, value):
                          "files: put them on a disk that all of them share.")  # fmt: skip
 
 
-def wait():
+def barrier():
     """Wait until every rank is here."""
     if world() > 1:
         init_distributed()
-        import torch.distributed as dist
+        from accelerate import PartialState
 
-        dist.barrier()
+        PartialState().wait_for_everyone()
 
 
 @contextlib.contextmanager
 def rank_0_first() -> Iterator[None]:
-    """Let rank 0 do the block alone, then the others, who find what it made."""
+    """Rank 0 does the block alone, then the others do, who read what it made.
+
+    Not Accelerate's `main_process_first`: there the others wait in vain where rank 0 fails.
+    """
     if rank() > 0:
-        wait()
+        barrier()
     try:
         yield
     finally:
         if rank() == 0:
-            wait()
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+            barrier()
 
 
 class Preempted(Exception):
@@ -145,35 +145,42 @@ class Preempted(Exception):
 
 
 class StopFlag:
-    """Whether a signal has come: its name, else ""."""
+    """A signal handler that is true once a signal has come; a second SIGINT is a KeyboardInterrupt.
+
+    Attributes:
+        signal_name: of the last signal, "" before the first.
+    """
 
     def __init__(self):
-        self.by = ""
+        self.signal_name = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_name)
 
     def __call__(self, number: int, frame):
         name = signal.Signals(number).name
-        if name == self.by == "SIGINT":
+        if name == self.signal_name == "SIGINT":
             raise KeyboardInterrupt
-        self.by = name
+        self.signal_name = name
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[StopFlag]:
-    """Take the signals in the block, and hand them back to whoever had them after it. Only a main thread can.
+    """Note the `SIGNALS` in the block, and hand them back to whoever had them after it. Only a main thread can.
 
-    What the process ignores, as one in the background ignores Ctrl-C, stays ignored. A rank that stops because another one was
-    asked to keeps the signals: its own is on the way, and would end the process in the middle of saying goodbye.
+    What the process ignores, as one in the background ignores Ctrl-C, stays ignored. A rank that stops because another one got
+    a signal keeps the handlers: its own signal is on the way, and would end the process before it has left the group.
     """
-    asked = StopFlag()
+    stop_flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_flag
         return
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, asked) for number in heeded}
+    before = {number: signal.signal(number, stop_flag) for number in heeded}
     try:
-        yield asked
+        yield stop_flag
     except Preempted:
-        if not asked.by:
+        if not stop_flag:
             before = {}
         raise
     finally:

@@ -133,23 +133,31 @@ _FORMATS = {
 
 def remove_temporary(folder: str | Path, *, of: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Remove what a killed process left half written in `folder`, where `of(name of the file)` says so; returns the names."""
-    found = (path for path in Path(folder).glob(".*.tmp") if path.is_file())
-    leftover = sorted(path for path in found if of(path.name[1:].removesuffix(".tmp").rsplit(".", 1)[0]))
-    for path in leftover:
+    paths = sorted(path for path in Path(folder).glob(".*.tmp") if path.is_file())
+    paths = [path for path in paths if of(path.name[1:].removesuffix(".tmp").rsplit(".", 1)[0])]
+    for path in paths:
         path.unlink()
-    return [path.name for path in leftover]
+    return [path.name for path in paths]
+
+
+_HELD: set[tuple[int, str]] = set()  # (process, path): a lock does not stop its own process, and one close lets go of it
 
 
 @contextlib.contextmanager
 def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the file `path`, made where it is missing: of all processes that ask, one at a time does; a killed one lets go.
+    """Hold the file `path`, made where it is missing: of all processes that want it, one at a time does; a killed one lets go.
 
-    A POSIX record lock: children do not inherit it, it knows the processes of other machines where the file system does (NFS
-    does), and it does not stop the process that has it. Where a file system has no locks, nobody is stopped.
+    A POSIX record lock: forked children do not inherit it, and processes of other machines know it where the file system does
+    (NFS does). It may be taken again inside itself. Where a file system has no locks, nobody is stopped. Not filelock: that does
+    not say who holds a file, and leaves marker files, or refuses, where a file system has no locks.
 
     Raises:
-        Held: another process has it, and `wait` is false.
+        Held: another process has it, and `wait` is false; with `wait`, a line says for whom it waits.
     """
+    own = (os.getpid(), os.path.realpath(path))
+    if own in _HELD:
+        yield
+        return
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -164,6 +172,8 @@ def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
             pass
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+        _HELD.add(own)
         yield
     finally:
+        _HELD.discard(own)
         os.close(file)

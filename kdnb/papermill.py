@@ -1,12 +1,14 @@
-"""Papermill for one process or many: `python -m kdnb.papermill notebooks/train_fixed.ipynb out.ipynb -p fixed_shards 25`.
+"""Notebooks as jobs of one process or many: `python -m kdnb.papermill notebooks/train_fixed.ipynb out.ipynb -p fixed_shards 25`.
 
 Alone it is papermill, with the same options; its kernels talk over Unix sockets instead of TCP ports. Under
 `python -m torch.distributed.run --nproc-per-node 8 -m kdnb.papermill …` each rank runs the notebook in a kernel of its own, which
 inherits its rank; rank 0 writes `out.ipynb`, the others keep theirs (`out.rank3.ipynb`) only when they fail.
 
 A rank that fails says so and ends with an error, upon which torch.distributed.run ends the others. Ctrl-C, SIGTERM and SIGUSR1 go
-on to the kernel, where training answers with a checkpoint (`kdnb.distributed`); the exit code is then 75: the same command goes
-on. A second Ctrl-C ends notebook and kernel at once.
+on to the kernel, where training writes a checkpoint (`kdnb.distributed`); the exit code is then 75 (`os.EX_TEMPFAIL`): the same
+command goes on. A second Ctrl-C ends notebook and kernel at once.
+
+`train_on_processes` starts such a job from a notebook's cell.
 """
 
 import os
@@ -17,7 +19,6 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import yaml
 
@@ -25,13 +26,46 @@ from kdnb import distributed
 from kdnb.distributed import SIGNALS, Preempted
 from kdnb.runs import Run, project_root
 
-TRY_AGAIN = 75  # the exit code of sysexits.h for what may succeed later
-
-
 _GRACE_S = 8.0  # between SIGTERM and the kernel's end: a rank whose peer died waits for it in vain
-
-
 _STOPPED = "the notebook was stopped by {}; the same command goes on from its last checkpoint"
+
+
+def train_on_processes(run: Run, notebook: str, *, processes: int):
+    """Train `run` of `notebook` with so many processes and print what rank 0 prints; does nothing for one, nor in one of them.
+
+    Raises:
+        RuntimeError: a process failed, with its last lines.
+        Preempted: the cell was interrupted; all processes have ended, after a checkpoint from which the run can go on.
+    """
+    if processes == 1 or distributed.world() > 1 or run.finished:
+        return
+    root = project_root()
+    parameters, out = run.folder / "processes.yaml", run.folder / "processes.ipynb"
+    parameters.write_text(yaml.safe_dump(run.parameters | {"run_name": run.name, "processes": 1}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "kdnb.papermill", root / f"notebooks/{notebook}.ipynb", out]
+    command += ["-f", parameters, "--log-output", "--no-progress-bar", "--kernel", "python3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+    last_lines: list[str] = []
+    try:
+        for line in process.stdout:
+            last_lines = [*last_lines[-20:], line]
+            if "epoch " in line or "rank " in line:
+                print(line.rstrip(), flush=True)
+        if process.wait():
+            raise RuntimeError(f"{processes} processes failed on {run.name}; the end of their output: {''.join(last_lines)}")
+    except KeyboardInterrupt:
+        process.terminate()
+        process.communicate()
+        if not run.checkpoints():
+            raise
+        step = int(run.checkpoints()[-1].stem.removeprefix("step_"))
+        message = f"{run.name} was interrupted and has a checkpoint of step {step}; run this cell again to go on."
+        raise Preempted(message) from None
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False, "log_output": False}
         code = _run(command, context)
         written = Path(context.params["output_path"] or "")
-        if distributed.rank() > 0 and code not in (0, TRY_AGAIN) and written.is_file():
+        if distributed.rank() > 0 and code not in (0, os.EX_TEMPFAIL) and written.is_file():
             shutil.copyfile(written, kept.with_name(f"{kept.stem}.rank{distributed.rank()}{kept.suffix}"))
     return code
 
@@ -96,15 +130,15 @@ def _run(command, context) -> int:
         return _refuse(error)
     except PapermillExecutionError as error:
         if error.ename == "Preempted":
-            return _say(TRY_AGAIN, error.evalue)
+            return _say(os.EX_TEMPFAIL, error.evalue)
         if error.ename == "KeyboardInterrupt":
-            return _say(TRY_AGAIN, _STOPPED.format(forward.by or "an interrupt"))
+            return _say(os.EX_TEMPFAIL, _STOPPED.format(forward.signal_name or "an interrupt"))
         if distributed.world() == 1:
             raise  # as papermill does
         return _say(1, f"{error.ename}: {error.evalue}")
     except BaseException as error:
-        if forward.by:  # outside training nothing answers a signal: the kernel is gone, and what it wrote is whole
-            return _say(TRY_AGAIN, _STOPPED.format(forward.by))
+        if forward.signal_name:  # outside training nothing catches a signal: the kernel is gone, and what it wrote is whole
+            return _say(os.EX_TEMPFAIL, _STOPPED.format(forward.signal_name))
         if distributed.world() == 1:
             raise
         return _say(1, f"{type(error).__name__}: {str(error).strip() or 'the kernel died'}")
@@ -122,18 +156,21 @@ def _refuse(error) -> int:
 
 
 class _Forward:
-    """Hands signals on to the kernels, and ends them and this process when SIGTERM has not done so after a while.
+    """A signal handler that hands signals on to the kernels, and ends them and this process some time after a SIGTERM.
 
     A second Ctrl-C, or one that no kernel is there for, ends the notebook.
+
+    Attributes:
+        signal_name: of the last signal, "" before the first.
     """
 
     def __init__(self):
-        self.by = ""
+        self.signal_name = ""
         self.timer = threading.Timer(float(os.environ.get("KDNB_GRACE_S", _GRACE_S)), self._end)
         self.timer.daemon = True
 
     def __call__(self, number: int, frame):
-        kernels, before, self.by = _kernels(), self.by, signal.Signals(number).name
+        kernels, before, self.signal_name = _kernels(), self.signal_name, signal.Signals(number).name
         if number == signal.SIGTERM and not self.timer.is_alive():
             self.timer.start()
         for kernel in kernels:
@@ -156,6 +193,7 @@ def _kernels() -> list:
 
 
 def _say(code: int, sentence: str) -> int:
+    """Print `sentence` on stderr, with the rank where there are several, and return `code`."""
     who = f"rank {distributed.rank()} of {distributed.world()}: " if distributed.world() > 1 else ""
     print(f"{who}{sentence}", file=sys.stderr, flush=True)
     return code
@@ -163,41 +201,3 @@ def _say(code: int, sentence: str) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def train_on_processes(p: SimpleNamespace, notebook: str, run: Run):
-    """Train `run` with `p.processes` processes and print what rank 0 says; does nothing for one, or where this is one of them.
-
-    Raises:
-        RuntimeError: a process failed, with its last lines.
-        Preempted: the cell was interrupted; all processes have ended, after a checkpoint from which the run can go on.
-    """
-    if p.processes == 1 or distributed.world() > 1 or run.finished:
-        return
-    here = project_root()
-    parameters, out = run.folder / "processes.yaml", run.folder / "processes.ipynb"
-    parameters.write_text(yaml.safe_dump(vars(p) | {"run_name": run.name, "processes": 1}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(p.processes), "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "-m", "kdnb.papermill", here / f"notebooks/{notebook}.ipynb", out]
-    command += ["-f", parameters, "--log-output", "--no-progress-bar", "--kernel", "python3"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=here)
-    last: list[str] = []
-    try:
-        for line in process.stdout:
-            last = [*last[-20:], line]
-            if "epoch " in line or "rank " in line:
-                print(line.rstrip(), flush=True)
-        if process.wait():
-            raise RuntimeError(f"{p.processes} processes failed on {run.name}; the end of what they said: {''.join(last)}")
-    except KeyboardInterrupt:
-        process.terminate()
-        process.communicate()
-        if not run.checkpoints():
-            raise
-        step = int(run.checkpoints()[-1].stem.removeprefix("step_"))
-        said = f"{run.name} was interrupted and has a checkpoint of step {step}; run this cell again to go on."
-        raise Preempted(said) from None
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()

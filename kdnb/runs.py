@@ -73,25 +73,39 @@ class Run:
 
     Args:
         name: folder below `outputs`; None takes a new one of `prefix` and the time.
+        parameters: those of the run (plain values). Resuming with others is refused, but for those that do not change what
+            comes out, such as `num_workers`.
         prefix: the notebook's name.
-        parameters: what the run is given (plain values). Resuming with others is refused.
+        outputs: folder of all runs, from the project's root (`project_root`) unless it is absolute.
 
     Attributes:
         folder, name, parameters. finished: whether summary.json exists. resumed: whether the run existed before.
 
     Raises:
-        ValueError: the run exists with other parameters; the sentence names them.
+        ValueError: the run exists with other parameters, which are named, or a file of it is broken.
+
+    Example:
+        >>> import tempfile, torch
+        >>> outputs = tempfile.mkdtemp()
+        >>> run = Run("r18", {"epochs": 10}, outputs=outputs)
+        >>> run.save_checkpoint(5, {"weights": torch.ones(2)})
+        >>> run.finish({"loss": 0.25})
+        >>> run = Run("r18", {"epochs": 10}, outputs=outputs)
+        >>> run.resumed, run.finished, run.read("summary.json"), run.load_checkpoint()
+        (True, True, {'loss': 0.25}, {'weights': tensor([1., 1.])})
+        >>> Run("r18", {"epochs": 20}, outputs=outputs)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: run_name r18 exists with other parameters (epochs was 10, now 20); choose another run_name, ...
     """
 
     def __init__(self, name: str | None, parameters: dict, *, prefix: str = "run", outputs: str | Path = "outputs"):
         self.name = distributed.broadcast(name) if name else new_name(prefix, outputs=outputs)
         self.folder = anchored(outputs) / self.name
         self.parameters = parameters
-        self._held = False
         config = distributed.broadcast(self.read("config.json"))
         if config is None:
-            for part in ("checkpoints", "figures"):
-                (self.folder / part).mkdir(parents=True, exist_ok=True)  # by every rank: it is there then, on any file system
+            for name in ("checkpoints", "figures"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)  # by every rank: it is there then, on any file system
             config = distributed.broadcast(self._create(prefix) if distributed.rank() == 0 else None)
         self.resumed = config is not None
         if config is not None:
@@ -129,9 +143,6 @@ class Run:
         Raises:
             RuntimeError: another job has it, with who that is; with `wait`, it is waited for instead.
         """
-        if self._held:
-            yield
-            return
         with contextlib.ExitStack() as stack:
             holder = None
             if distributed.rank() == 0:
@@ -142,11 +153,7 @@ class Run:
             holder = distributed.broadcast(holder)
             if holder is not None:
                 raise RuntimeError(f"run {self.name} is held by {holder}; wait for it, stop it, or choose another run_name.")
-            self._held = True
-            try:
-                yield
-            finally:
-                self._held = False
+            yield
 
     @property
     def finished(self) -> bool:
@@ -209,8 +216,8 @@ def environment_info() -> dict:
     """What a reader needs to repeat the run: versions, revision, device."""
     names = ("kdnb", "torch", "torchvision", "timm", "transformers", "accelerate", "numpy")
     try:
-        ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-        revision = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None
     device = find_device()

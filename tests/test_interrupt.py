@@ -92,35 +92,30 @@ def notebook(request, tmp_path_factory):
     kernel.shutdown_kernel(now=True)
 
 
-def ends_as_if_undisturbed(notebook) -> bool:
-    """Whether the cell, run again, ends with the weights of a run that nobody disturbed."""
+CASES = {  # interrupts, pauses of the losses in seconds, how the cell ends, the last checkpoint
+    # At the first of five batches of a step, whose other batches still have to be read.
+    "once": (1, "itertools.chain([0] * 6, itertools.repeat(0.5))", "Preempted", 3),
+    # In the middle of a step: the student has gradients of its first batches, which must not count in the step made anew.
+    "twice": (2, "itertools.chain([0] * 8, [60])", "KeyboardInterrupt", 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupted_cell_ends_at_once_and_run_again_it_goes_on(notebook, case):
+    interrupts, pauses, error, step = CASES[case]
+    assert notebook.run(f"student, teacher, run = pieces({case!r})")["status"] == "ok"
+    assert notebook.run(f"pauses = {pauses}")["status"] == "ok"
+    notebook.start(TRAIN)
+    notebook.until("pause of")
+    for number in range(interrupts):
+        time.sleep(0.5 * number)
+        notebook.kernel.interrupt_kernel()
+    reply = notebook.reply()
+    assert reply["ename"] == error
+    if error == "Preempted":
+        assert reply["traceback"] == [reply["evalue"]]
+        assert reply["evalue"].startswith(f"{case} was interrupted and wrote a checkpoint at step {step}; run this cell again")
+    assert notebook.value("run.checkpoints()[-1].name") == f"'step_{step:08d}.pt'"
     assert notebook.run("pauses = iter(())")["status"] == notebook.run(TRAIN)["status"] == "ok"
     assert notebook.value("[int(record['step']) for record in history['epochs']]") == "[2, 4, 6]"
-    return notebook.value("all(torch.equal(w, expected[name]) for name, w in student.state_dict().items())") == "True"
-
-
-def test_the_cell_ends_in_one_sentence_and_run_again_it_goes_on(notebook):
-    """Interrupted at the first of five batches of a step, whose other batches still have to be read."""
-    assert notebook.run("student, teacher, run = pieces('r1')")["status"] == "ok"
-    assert notebook.run("pauses = itertools.chain([0] * 6, itertools.repeat(0.5))")["status"] == "ok"
-    notebook.start(TRAIN)
-    notebook.until("pause of")
-    notebook.kernel.interrupt_kernel()
-    reply = notebook.reply()
-    assert reply["ename"] == "Preempted" and reply["traceback"] == [reply["evalue"]]
-    assert reply["evalue"].startswith("r1 was interrupted and wrote a checkpoint at step 3; run this cell again to go on")
-    assert ends_as_if_undisturbed(notebook)
-
-
-def test_a_second_interrupt_stops_at_once_and_run_again_the_cell_goes_on_as_well(notebook):
-    """In the middle of a step: the student has gradients of its first batches, which must not count in the step made anew."""
-    assert notebook.run("student, teacher, run = pieces('r2')")["status"] == "ok"
-    assert notebook.run("pauses = itertools.chain([0] * 8, [60])")["status"] == "ok"
-    notebook.start(TRAIN)
-    notebook.until("pause of")
-    notebook.kernel.interrupt_kernel()
-    time.sleep(0.5)
-    notebook.kernel.interrupt_kernel()
-    assert notebook.reply()["ename"] == "KeyboardInterrupt"
-    assert notebook.value("run.checkpoints()[-1].name") == "'step_00000002.pt'"
-    assert ends_as_if_undisturbed(notebook)
+    assert notebook.value("all(torch.equal(w, expected[name]) for name, w in student.state_dict().items())") == "True"

@@ -29,19 +29,18 @@ def start(tmp_path, monkeypatch):
     """Function that launches with a stand-in that ends with `code`; returns (run, the command that was to be started)."""
     commands = []
 
-    def run(code, *, steps=(), **changes):
+    def run(code, *, steps=(), processes=2):
         def popen(command, **settings):
             commands.append([str(word) for word in command])
             return subprocess.Popen([sys.executable, "-c", CHILD, str(code)], **settings)
 
         stand_in = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
         monkeypatch.setattr(papermill, "subprocess", stand_in)
-        p = SimpleNamespace(processes=2, student_args={"width": 8}, feature_layers=[], run_name=None)
-        vars(p).update(changes)
-        opened = Run("r", {}, outputs=tmp_path)
+        parameters = {"processes": processes, "student_args": {"width": 8}, "feature_layers": [], "run_name": None}
+        opened = Run("r", parameters, outputs=tmp_path)
         for step in steps:
             opened.save_checkpoint(step, {})
-        papermill.train_on_processes(p, "train_fixed", opened)
+        papermill.train_on_processes(opened, "train_fixed", processes=processes)
         return opened, commands
 
     return run
@@ -51,12 +50,12 @@ def test_rank_0_is_followed_and_the_run_is_the_notebooks_own(start, capsys):
     run, (command,) = start(0)
     assert capsys.readouterr().out == "epoch 1/2 | step 3\n"
     assert command[command.index("--nproc-per-node") + 1] == "2" and "kdnb.papermill" in command
-    given = yaml.safe_load((run.folder / "processes.yaml").read_text())
-    assert given == {"processes": 1, "student_args": {"width": 8}, "feature_layers": [], "run_name": "r"}
+    parameters = yaml.safe_load((run.folder / "processes.yaml").read_text())
+    assert parameters == {"processes": 1, "student_args": {"width": 8}, "feature_layers": [], "run_name": "r"}
 
 
 def test_a_failure_is_told_with_the_last_lines(start):
-    with pytest.raises(RuntimeError, match="2 processes failed on r; the end of what they said: noise"):
+    with pytest.raises(RuntimeError, match="2 processes failed on r; the end of their output: noise"):
         start(3)
 
 

@@ -23,10 +23,10 @@ def came():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noticed_in_the_block_and_handed_back_after_it(came, number):
-    with pytest.raises(Preempted), catch_signals() as asked:
-        assert asked.by == ""
+    with pytest.raises(Preempted), catch_signals() as stop_flag:
+        assert stop_flag.signal_name == ""
         os.kill(os.getpid(), number)
-        assert asked.by == signal.Signals(number).name and came == []
+        assert stop_flag.signal_name == signal.Signals(number).name and came == []
         raise Preempted("a checkpoint was written")
     os.kill(os.getpid(), number)
     assert came == [signal.Signals(number).name]
@@ -40,18 +40,18 @@ def test_a_block_that_ends_in_another_way_hands_the_signals_back(came):
 
 
 def test_a_rank_that_stopped_for_another_survives_its_own_signal(came):
-    with pytest.raises(Preempted), catch_signals() as asked:
-        raise Preempted("another rank was asked to stop")
+    with pytest.raises(Preempted), catch_signals() as stop_flag:
+        raise Preempted("another rank was stop_flag to stop")
     for number in (signal.SIGUSR1, signal.SIGTERM):
         os.kill(os.getpid(), number)
-    assert came == [] and asked.by == "SIGTERM"
+    assert came == [] and stop_flag.signal_name == "SIGTERM"
 
 
 def test_a_second_interrupt_stops_at_once_and_other_signals_do_not(came):
-    with pytest.raises(KeyboardInterrupt), catch_signals() as asked:
+    with pytest.raises(KeyboardInterrupt), catch_signals() as stop_flag:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
-        assert asked.by == "SIGINT"
+        assert stop_flag.signal_name == "SIGINT"
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second interrupt was not obeyed")
     os.kill(os.getpid(), signal.SIGINT)
@@ -60,9 +60,9 @@ def test_a_second_interrupt_stops_at_once_and_other_signals_do_not(came):
 
 def test_what_the_process_ignores_stays_ignored(came):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a job in a shell's background
-    with catch_signals() as asked:
+    with catch_signals() as stop_flag:
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked.by == ""
+        assert stop_flag.signal_name == ""
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 

@@ -1,4 +1,4 @@
-"""Progress: the right display for who is catch_signals, throttled, with numbers that add up."""
+"""Progress: the right display for who is watching, throttled, with numbers that add up."""
 
 import math
 import sys

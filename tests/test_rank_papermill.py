@@ -24,9 +24,9 @@ from kdnb.distributed import Preempted, catch_signals
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 pathlib.Path(out, f"pid{rank}").write_text(str(os.getpid()))
-with catch_signals() as asked:
+with catch_signals() as stop_flag:
     for step in range(3000):
-        flag = torch.tensor(float(bool(asked.by)))
+        flag = torch.tensor(float(bool(stop_flag)))
         dist.all_reduce(flag)
         if flag:
             raise Preempted(f"stopped at step {step}")
@@ -95,9 +95,9 @@ def test_a_rank_writes_its_own_output_only_where_that_is_asked_for(tmp_path, ran
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_kernel_and_the_code_says_try_again(tmp_path, number):
-    wait = "from kdnb.distributed import Preempted, catch_signals\nimport pathlib, time\nwith catch_signals() as asked:\n"
-    wait += "    pathlib.Path(out, 'pid').write_text('')\n    while not asked.by:\n        time.sleep(0.01)\n"
-    wait += "raise Preempted(f'wrote a checkpoint after {asked.by}')"
+    wait = "from kdnb.distributed import Preempted, catch_signals\nimport pathlib, time\nwith catch_signals() as stop_flag:\n"
+    wait += "    pathlib.Path(out, 'pid').write_text('')\n    while not stop_flag:\n        time.sleep(0.01)\n"
+    wait += "raise Preempted(f'wrote a checkpoint after {stop_flag.signal_name}')"
     process = start(notebook(tmp_path / "in.ipynb", wait, out=str(tmp_path)))
     wait_for((tmp_path / "pid").exists, process=process)
     process.send_signal(number)

@@ -1,7 +1,8 @@
-"""Loop state, named in one place: what a checkpoint holds is what a resumed run needs to end with the same weights.
+"""Training state, named in one place: what a checkpoint holds is what a resumed run needs to end with the same weights.
 
-Student, optimizer, gradient scaler, position and the random state of every rank; never the teacher. Plain values and tensors
-only, so that loading unpickles no object.
+Student, optimizer, gradient scaler, `TrainState` and the random state of every rank; never the teacher. Not Accelerate's
+`save_state`: a checkpoint is one file that appears whole or not at all, of plain values and tensors, so that no object is
+unpickled.
 """
 
 import random
@@ -18,7 +19,7 @@ from kdnb.runs import Run, set_seed
 
 @dataclass
 class TrainState:
-    """Where training stands."""
+    """Where training stands, and what it has recorded. On the disk these fields are the checkpoint's "position"."""
 
     epoch: int = 0
     batch: int = 0  # next batch of the epoch
@@ -29,13 +30,13 @@ class TrainState:
     pending: list[dict] = field(default_factory=list)  # steps that no step record holds yet
 
 
-def state_dict(student: nn.Module, optimizer, scaler, at: TrainState) -> dict:
+def state_dict(student: nn.Module, optimizer, scaler, state: TrainState) -> dict:
     """The content of a checkpoint; every rank calls it, for its random state."""
     return {
         "student": student.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "position": asdict(at),
+        "position": asdict(state),
         "rng": distributed.gather(_random_state()),
     }
 
@@ -45,20 +46,20 @@ def load(run: Run, student: nn.Module, optimizer, scaler, *, seed: int) -> Train
 
     Random numbers go on where this rank's were. Where none are known they start anew, from the seed, the rank and the step.
     """
-    state = run.load_checkpoint()
-    at = TrainState() if state is None else TrainState(**state["position"])
-    set_seed(seed if distributed.rank() == 0 else int(random_words(1, seed, distributed.rank(), at.step)[0]))
-    if state is None:
-        return at
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
+    checkpoint, rank = run.load_checkpoint(), distributed.rank()
+    state = TrainState() if checkpoint is None else TrainState(**checkpoint["position"])
+    set_seed(seed if rank == 0 else int(random_words(1, seed, rank, state.step)[0]))
+    if checkpoint is None:
+        return state
+    student.load_state_dict(checkpoint["student"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
     if scaler is not None:
-        scaler.load_state_dict(state["scaler"])
-    rng = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older checkpoints hold that of rank 0 alone
-    if distributed.rank() < len(rng):
-        _set_random_state(rng[distributed.rank()])
-    print(f"resumed {run.name} at epoch {at.epoch + 1}, step {at.step}", flush=True)
-    return at
+        scaler.load_state_dict(checkpoint["scaler"])
+    rng = checkpoint["rng"] if isinstance(checkpoint["rng"], list) else [checkpoint["rng"]]  # older ones: rank 0's alone
+    if rank < len(rng):
+        _set_random_state(rng[rank])
+    print(f"resumed {run.name} at epoch {state.epoch + 1}, step {state.step}", flush=True)
+    return state
 
 
 def _random_state() -> dict:

@@ -88,7 +88,8 @@ def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay for matrices and kernels; none for biases, norms and other vectors, nor for what a timm model spares.
 
     The rule is that of `timm.optim.param_groups_weight_decay`, with the names that `no_weight_decay()` of a model inside the
-    student gives (class token, position embedding, ...). The group that decays comes first, as in every checkpoint.
+    student gives (class token, position embedding, ...). That function itself puts the group that decays last and leaves empty
+    ones out: the optimizer's state in earlier checkpoints would not fit.
     """
     owners, spared = [], []
     for prefix, module in student.named_modules(prefix="student"):

@@ -33,33 +33,34 @@ class Clock:
 
 
 def reduce_metrics(
-    parts: list[tuple[float, dict[str, torch.Tensor]]], times: dict[str, float], stop: bool, step: int, accelerator
+    losses: list[dict[str, torch.Tensor]], weights: list[float], times: dict[str, float], *, stop: bool, step: int, accelerator
 ) -> tuple[dict[str, float], bool]:
-    """(means of a step over all ranks: of the named parts by their weights, and of `times`; whether any rank wants to stop).
+    """(means of a step over all ranks: of the named losses by their weights, and of `times`; whether any rank wants to stop).
 
     Args:
-        parts: (share of the step's samples, values) of each batch of this rank; all shares of all ranks make 1.
+        losses, weights: of each batch of this rank; the weights are shares of the step's samples, over all ranks they make 1.
+        accelerator: Accelerate's; None: this process works alone.
 
     Raises:
-        FloatingPointError: on every rank, where a part is not finite on one.
+        FloatingPointError: on every rank, where a loss is not finite on one.
     """
-    names = list(parts[0][1])
-    table = torch.stack([torch.stack([values[name].float() for name in names]) for _, values in parts])
-    # A rank that got nothing to do computed something on a borrowed sample, which may be anything.
-    kept = [number for number, (weight, _) in enumerate(parts) if weight > 0]
-    weights = torch.tensor([parts[number][0] for number in kept], dtype=table.dtype, device=table.device)
-    sums = torch.cat([weights @ table[kept], torch.tensor([*times.values(), float(stop)], device=table.device)])
+    names = list(losses[0])
+    table = torch.stack([torch.stack([values[name].float() for name in names]) for values in losses])
+    # A rank without a sample of its own computed something on a borrowed one, which may be anything.
+    used = [number for number, weight in enumerate(weights) if weight > 0]
+    shares = torch.tensor([weights[number] for number in used], dtype=table.dtype, device=table.device)
+    sums = torch.cat([shares @ table[used], torch.tensor([*times.values(), float(stop)], device=table.device)])
     if accelerator is not None and accelerator.num_processes > 1:
         sums = accelerator.reduce(sums, "sum")
         sums[len(names) : -1] /= accelerator.num_processes
-    means, *rest = sums[: len(names)].tolist(), *sums[len(names) :].tolist()
-    wrong = [name for name, mean in zip(names, means, strict=True) if not math.isfinite(mean)]
-    if wrong:
+    *values, stops = sums.tolist()
+    means = dict(zip([*names, *times], values, strict=True))
+    if wrong := [name for name in names if not math.isfinite(means[name])]:
         raise FloatingPointError(
             f"{', '.join(wrong)} is not finite at step {step}; lower learning_rate, set clip_grad_norm or use "
             "mixed_precision no. The last checkpoint holds the weights from before."
         )
-    return dict(zip(names, means, strict=True)) | dict(zip(times, rest[:-1], strict=True)), rest[-1] > 0
+    return means, stops > 0
 
 
 def merge(records: list[dict]) -> dict:

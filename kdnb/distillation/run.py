@@ -62,5 +62,5 @@ def store_teacher_outputs(p: SimpleNamespace, display) -> TeacherCache:
                 answers(views(batch["image"], batch["id"], epoch)[: views.num_global], batch | {"epoch": epoch})
             done += len(ids) * views.num_global
             display.update(done)
-    distributed.wait()
+    distributed.barrier()
     return answers.store

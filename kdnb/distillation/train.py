@@ -17,10 +17,17 @@ import torch
 from torch import nn
 
 from kdnb import distributed
-from kdnb.distillation.checkpoint import load, state_dict
-from kdnb.distillation.optim import accelerator_for, cosine_with_warmup, count_steps, parameter_groups, require_batch_norm
+from kdnb.distillation.checkpoint import TrainState, load, state_dict
+from kdnb.distillation.optim import (
+    accelerator_for,
+    cosine_with_warmup,
+    count_steps,
+    count_warmup_steps,
+    parameter_groups,
+    require_batch_norm,
+)
 from kdnb.distillation.records import Clock, epoch_line, epochs_since_best, merge, reduce_metrics
-from kdnb.distributed import Preempted, catch_signals
+from kdnb.distributed import Preempted, StopFlag, catch_signals
 from kdnb.progress import Display
 from kdnb.runs import Run
 
@@ -31,10 +38,10 @@ def train(
     student: nn.Module,
     teacher: Callable,
     loader,
-    *,
     views: Callable,
     loss: Callable,
     run: Run,
+    *,
     epochs: int,
     learning_rate: float,
     weight_decay: float = 0.05,
@@ -48,19 +55,20 @@ def train(
     keep_checkpoints: int | None = None,
     save_model: Callable[[nn.Module, Path], None] | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    patience: int | None = None,
+    early_stopping: int | None = None,
     batch_norm: str = "local",
 ) -> dict:
     """Train `student` to imitate `teacher` on the batches of `loader`.
 
     Args:
         student: called with one view, returns what `loss` reads. Trained in place.
-        teacher: called as `teacher(views, batch)` with the first `views.num_global` views, returns a list of answers.
+        teacher: called as `teacher(views, batch)` with the first `views.num_global` views, returns a list of outputs, one a
+            view.
         loader: has `batches(epoch, start)`, `num_batches(epoch)`, `batch_size_at(epoch, number)` of a batch, for several
             processes `set_rank`, `local_batch_size` and `data_fingerprint` (see `kdnb.data.order`), and a `device` that the
             student is moved to.
         views: called as `views(images, ids, epoch)`, returns a list of inputs.
-        loss: called as `loss(outputs, answers, labels)`, returns named parts, among them "loss", their mix.
+        loss: called as `loss(outputs, teacher_outputs, labels)`, returns named parts, among them "loss", their mix.
         run: where checkpoints and history go; a run that has a checkpoint is resumed.
         weight_decay: of AdamW, for matrices and kernels that the student's model does not spare (timm's `no_weight_decay`).
         warmup_steps: optimizer steps of warm-up before the cosine decay over all (capped) steps; between 0 and 1 a share of them.
@@ -72,7 +80,7 @@ def train(
         save_model: called as `save_model(student, folder)` for final_model/ and, after each best epoch, best_model/.
         validate: called as `validate(student)` after each epoch, returns named numbers, among them "val_loss" or
             "val_accuracy"; the latter, if it is there, decides which epoch is best. Without it the mean training loss does.
-        patience: stop after so many epochs in a row that were no better than the best one; None never stops early.
+        early_stopping: stop after so many epochs in a row that were no better than the best one; None never stops early.
         batch_norm: statistics over a rank's part of the batch (`local`), or over all of it (`sync`, on GPUs).
 
     Returns:
@@ -80,87 +88,92 @@ def train(
 
     Raises:
         FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
-        ValueError: hardware without the precision asked for, a warm-up longer than training, a batch that the processes
+        ValueError: a precision that the hardware does not have, a warm-up longer than training, a batch that the processes
             cannot share equally, processes that read different data, a loader for another device than this process has.
         RuntimeError: another job trains the run.
-        Preempted: SIGINT, SIGTERM or SIGUSR1 came; a checkpoint was written. A second SIGINT is a KeyboardInterrupt at once.
+        Preempted: SIGINT, SIGTERM or SIGUSR1 came, and a checkpoint was written. A second SIGINT is a KeyboardInterrupt at once.
     """
     accelerator = accelerator_for(mixed_precision, loader.device)
     loader.set_rank(accelerator.process_index, accelerator.num_processes)
     distributed.require_same("the data", loader.data_fingerprint)
-    accumulation = gradient_accumulation_steps
-    total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=accumulation)
-    cosine_with_warmup(0, total_steps=total_steps, warmup_steps=warmup_steps)  # refuses before anything is done
+    total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=gradient_accumulation_steps)
+    warmup_steps = count_warmup_steps(warmup_steps, total_steps=total_steps)
     student.to(accelerator.device)
     optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate)
     if compile_student:
         student.compile()
-    model = AllViews(_synchronised(student, batch_norm, accelerator))
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(AllViews(_synchronised(student, batch_norm, accelerator)), optimizer)
     optimizer.zero_grad()  # of a step that was broken off, where the student was trained before
     clock = Clock(accelerator.device)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
 
     def save():
-        run.save_checkpoint(at.step, state_dict(student, optimizer, accelerator.scaler, at), keep=keep_checkpoints)
+        run.save_checkpoint(state.step, state_dict(student, optimizer, accelerator.scaler, state), keep=keep_checkpoints)
 
-    with run.held(), Display(total_steps, title=run.name, curve="loss") as display, catch_signals() as asked:
-        at = load(run, student, optimizer, accelerator.scaler, seed=seed)
+    with run.held(), Display(total_steps, title=run.name, curve="loss") as display, catch_signals() as stop_flag:
+        state = load(run, student, optimizer, accelerator.scaler, seed=seed)
         accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
-        while at.epoch < epochs and not (patience and epochs_since_best(at.epochs) >= patience):
+        while state.epoch < epochs and not (early_stopping and epochs_since_best(state.epochs) >= early_stopping):
             student.train()
-            num_batches = loader.num_batches(at.epoch)
-            batches = loader.batches(at.epoch, at.batch)
-            while at.batch < num_batches:
-                rate = learning_rate * cosine_with_warmup(at.step, total_steps=total_steps, warmup_steps=warmup_steps)
+            num_batches, batches = loader.num_batches(state.epoch), loader.batches(state.epoch, state.batch)
+            while state.batch < num_batches:
+                rate = learning_rate * cosine_with_warmup(state.step, total_steps=total_steps, warmup_steps=warmup_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                size = min(accumulation, num_batches - at.batch)  # batches of this step
-                samples = [loader.batch_size_at(at.epoch, at.batch + number) for number in range(size)]
-                parts = []
-                for number in range(size):
-                    batch = clock.wait(batches) | {"epoch": at.epoch}
-                    weight = loader.local_batch_size(at.epoch, at.batch + number) / sum(samples)
-                    with accelerator.no_sync(model) if number < size - 1 else nullcontext():
-                        losses = forward_backward(batch, model, teacher, views, loss, accelerator, weight=weight)
-                    parts.append((weight, {name: value.detach() for name, value in losses.items()}))
+                num_images, weights = batch_weights(loader, state, gradient_accumulation_steps)
+                losses = []
+                for weight in weights:
+                    batch = clock.wait(batches) | {"epoch": state.epoch}
+                    last = len(losses) == len(weights) - 1  # only then do processes average their gradients
+                    with nullcontext() if last else accelerator.no_sync(model):
+                        losses.append(forward_backward(batch, model, teacher, views, loss, accelerator, weight=weight))
                 if clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
 
-                at.step, at.batch = at.step + 1, at.batch + size
-                at.images_seen += sum(samples)
-                record = {"step": at.step, "epoch": at.epoch, "images_seen": at.images_seen, "learning_rate": rate}
-                record |= {"num_steps": 1, "num_images": sum(samples)}
-                means, stop = reduce_metrics(parts, clock.lap(), bool(asked.by), at.step, accelerator)
-                at.pending.append(record | means)
-                if len(at.pending) == steps_per_record or at.batch >= num_batches:
-                    at.steps.append(merge(at.pending))
-                    at.pending = []
-                    display.update(at.step, **{name: at.steps[-1][name] for name in ("loss", "learning_rate")})
-                if at.batch < num_batches and (stop or (save_every_steps and at.step % save_every_steps == 0)):
+                state.step, state.batch = state.step + 1, state.batch + len(weights)
+                state.images_seen += num_images
+                means, stop = reduce_metrics(
+                    losses, weights, clock.lap(), stop=bool(stop_flag), step=state.step, accelerator=accelerator
+                )
+                where = {"step": state.step, "epoch": state.epoch, "images_seen": state.images_seen, "learning_rate": rate}
+                state.pending.append(where | {"num_steps": 1, "num_images": num_images} | means)
+                epoch_ends = state.batch == num_batches
+                if epoch_ends or len(state.pending) == steps_per_record:
+                    state.steps.append(merge(state.pending))
+                    state.pending = []
+                    display.update(state.step, **{name: state.steps[-1][name] for name in ("loss", "learning_rate")})
+                if not epoch_ends and (stop or (save_every_steps and state.step % save_every_steps == 0)):
                     save()
-                if stop and at.batch < num_batches:
-                    raise _preempted(run, asked, at)
+                if not epoch_ends and stop:
+                    raise _preempted(run, stop_flag, state)
 
-            record = merge([record for record in at.steps if record["epoch"] == at.epoch])
+            record = merge([record for record in state.steps if record["epoch"] == state.epoch])
             if validate is not None:
                 record |= validate(student)
             print(epoch_line(record, epochs, unit=getattr(loader, "unit", "image")), flush=True)
-            at.epochs.append(record)
-            at.epoch, at.batch = at.epoch + 1, 0
-            if save_model is not None and epochs_since_best(at.epochs) == 0 and accelerator.is_main_process:
+            state.epochs.append(record)
+            state.epoch, state.batch = state.epoch + 1, 0
+            if save_model is not None and epochs_since_best(state.epochs) == 0 and accelerator.is_main_process:
                 save_model(student, run.folder / "best_model")
-            run.write("history.json", {"steps": at.steps, "epochs": at.epochs})
+            run.write("history.json", {"steps": state.steps, "epochs": state.epochs})
             save()
-            if stop and at.epoch < epochs:
-                raise _preempted(run, asked, at)
+            if stop and state.epoch < epochs:
+                raise _preempted(run, stop_flag, state)
         if save_model is not None and accelerator.is_main_process:
             save_model(student, run.folder / "final_model")
         accelerator.wait_for_everyone()  # for the files that the others read next
     loader.set_rank(0, 1)
-    return {"steps": at.steps, "epochs": at.epochs}
+    return {"steps": state.steps, "epochs": state.epochs}
+
+
+def batch_weights(loader, state: TrainState, gradient_accumulation_steps: int) -> tuple[int, list[float]]:
+    """(images of the next step over all processes, share of them in each of this process' batches of that step)."""
+    end = min(state.batch + gradient_accumulation_steps, loader.num_batches(state.epoch))
+    numbers = range(state.batch, end)
+    num_images = sum(loader.batch_size_at(state.epoch, number) for number in numbers)
+    return num_images, [loader.local_batch_size(state.epoch, number) / num_images for number in numbers]
 
 
 def forward_backward(batch: dict, model, teacher, views, loss, accelerator, *, weight: float = 1.0) -> dict[str, torch.Tensor]:
@@ -171,13 +184,13 @@ def forward_backward(batch: dict, model, teacher, views, loss, accelerator, *, w
     """
     inputs = views(batch.get("image", batch.get("text")), batch["id"], batch["epoch"])
     with torch.no_grad(), accelerator.autocast():
-        answers = teacher(inputs[: views.num_global], batch)
+        teacher_outputs = teacher(inputs[: views.num_global], batch)
     outputs = model(inputs)
-    losses = loss(outputs, answers, batch.get("label"))
+    losses = loss(outputs, teacher_outputs, batch.get("label"))
     # Processes average their gradients, and wait for one to every output, also to those without a loss.
     scaled = losses["loss"] * (weight * accelerator.num_processes)
     accelerator.backward(scaled + _nothing(outputs, accelerator))
-    return losses
+    return {name: value.detach() for name, value in losses.items()}
 
 
 class AllViews(nn.Module):
@@ -198,20 +211,21 @@ def _synchronised(student: nn.Module, batch_norm: str, accelerator) -> nn.Module
     return student
 
 
-def _preempted(run: Run, asked, at) -> Preempted:
-    why = "interrupted" if asked.by == "SIGINT" else f"asked to stop by {asked.by or 'a signal to another rank'}"
-    return Preempted(
-        f"{run.name} was {why} and wrote a checkpoint at step {at.step}; run this cell again to go on, or the same command with "
-        "its run_name."
-    )
-
-
 def _nothing(outputs: list, accelerator) -> torch.Tensor | float:
     """0, made from every output, where several processes need a gradient of each; alone, plainly 0."""
     if accelerator.num_processes == 1:
         return 0.0
-    found = []
+    tensors = []
     for output in outputs:
         for value in output.values() if isinstance(output, dict) else [output]:
-            found += value if isinstance(value, list) else [value]
-    return sum((value.float() * 0).sum() for value in found)
+            tensors += value if isinstance(value, list) else [value]
+    return sum((tensor.float() * 0).sum() for tensor in tensors)
+
+
+def _preempted(run: Run, stop_flag: StopFlag, state: TrainState) -> Preempted:
+    name = stop_flag.signal_name
+    why = "interrupted" if name == "SIGINT" else f"asked to stop by {name or 'a signal to another rank'}"
+    return Preempted(
+        f"{run.name} was {why} and wrote a checkpoint at step {state.step}; run this cell again to go on, or the same command "
+        "with its run_name."
+    )

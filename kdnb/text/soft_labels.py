@@ -173,7 +173,7 @@ def distil(p: SimpleNamespace, data: Data, teacher, run: Run, **changes) -> tupl
             run=run,
             save_model=lambda model, folder: save_classifier(model, folder),
             validate=validate,
-            patience=p.early_stopping,
+            early_stopping=p.early_stopping,
             **{name: getattr(p, name) for name in settings.split()},
         )
     best = load_classifier(run.folder / "best_model", classes=data.classes).to(find_device())

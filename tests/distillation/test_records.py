@@ -29,19 +29,21 @@ def test_merging_one_changes_nothing():
 
 def test_means_over_the_batches_of_a_step():
     parts = [{"loss": torch.tensor(1.0), "cosine": torch.tensor(0.5)}, {"loss": torch.tensor(3.0), "cosine": torch.tensor(0.0)}]
-    times = {"data_wait_s": 0.5, "step_s": 1.5}
-    even, stop = reduce_metrics([(0.5, part) for part in parts], times, False, 1, None)
+    times, at = {"data_wait_s": 0.5, "step_s": 1.5}, {"step": 1, "accelerator": None}
+    even, stop = reduce_metrics(parts, [0.5, 0.5], times, **at, stop=False)
     assert even == {"loss": 2.0, "cosine": 0.25} | times and not stop
-    uneven, stop = reduce_metrics([(0.75, parts[0]), (0.25, parts[1])], times, True, 1, None)
+    uneven, stop = reduce_metrics(parts, [0.75, 0.25], times, **at, stop=True)
     assert uneven == {"loss": 1.5, "cosine": 0.375} | times and stop  # every example counts the same
     borrowed = {"loss": torch.tensor(math.nan), "cosine": torch.tensor(math.nan)}
-    assert reduce_metrics([(1.0, parts[0]), (0.0, borrowed)], times, False, 1, None)[0] == {"loss": 1.0, "cosine": 0.5} | times
+    means, _ = reduce_metrics([parts[0], borrowed], [1.0, 0.0], times, **at, stop=False)
+    assert means == {"loss": 1.0, "cosine": 0.5} | times
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_named_with_its_step(bad):
     with pytest.raises(FloatingPointError, match="kl is not finite at step 7"):
-        reduce_metrics([(1.0, {"loss": torch.tensor(1.0), "kl": torch.tensor(bad)})], {}, False, 7, None)
+        losses = [{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}]
+        reduce_metrics(losses, [1.0], {}, stop=False, step=7, accelerator=None)
 
 
 def test_the_clock_splits_waiting_from_the_rest(monkeypatch):

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import training
+from caches import write_cache
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import REGIMES, mse, run_training
 
@@ -59,13 +60,21 @@ def test_it_learns_and_writes_what_it_says(cache, tmp_path):
     assert set(state["student"]) == set(student.state_dict())  # and nothing of the teacher
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(student, history) of a run of 18 steps that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_cache(folder / "cache")
+    return run_training(folder / "cache", folder, "full")[:2]
+
+
 @pytest.mark.parametrize("crash_at", range(1, 19))
-def test_interrupted_at_any_step_it_ends_with_the_same_weights(cache, tmp_path, crash_at):
-    undisturbed, history, _ = run_training(cache, tmp_path / "a", "full")
+def test_interrupted_at_any_step_it_ends_with_the_same_weights(cache, tmp_path, undisturbed, crash_at):
+    student, history = undisturbed
     with pytest.raises(Crash):
         run_training(cache, tmp_path / "b", "full", crashing_at(crash_at))
     resumed, again, _ = run_training(cache, tmp_path / "b", "full")
-    assert torch.equal(weights(undisturbed), weights(resumed))
+    assert torch.equal(weights(student), weights(resumed))
     assert [(r["step"], r["loss"]) for r in history["steps"]] == [(r["step"], r["loss"]) for r in again["steps"]]
 
 
