@@ -32,7 +32,7 @@ from kdnb.evaluation import evaluate as evaluation
 from kdnb.evaluation.report import format_table
 from kdnb.losses import labels_fit
 from kdnb.models.vision import FeatureModel, Student, count_parameters
-from kdnb.params import TABLE
+from kdnb.params import TABLE, arguments_of
 from kdnb.progress import Display
 from kdnb.runs import Run, anchored
 
@@ -225,6 +225,5 @@ def _subset(regime: str, given: dict) -> dict:
 
 
 def _known(p: SimpleNamespace, model: FeatureModel) -> teacher.Teacher:
-    if p.cache_teacher_features:
-        teacher.check_modes(p)
-    return teacher.known_teacher(p, model)
+    teacher.require_recurring_views(**arguments_of(teacher.require_recurring_views, p))
+    return teacher.open_teacher(model=model, **arguments_of(teacher.open_teacher, p))

@@ -23,7 +23,7 @@ LAYERS = {
 }
 # Inside a layer, a module may lean on another of its own folder, and these do so beside.
 SIDEWAYS = {("kdnb.runs", name) for name in ("kdnb.files", "kdnb.distributed", "kdnb.params")}
-SIDEWAYS |= {("kdnb.params.values", "kdnb.progress")}
+SIDEWAYS |= {("kdnb.params.values", "kdnb.progress"), ("kdnb.models.weights", "kdnb.data.cache")}
 
 
 def layer_of(module: str) -> int:

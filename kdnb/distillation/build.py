@@ -19,8 +19,7 @@ from kdnb.data.prepare import held_out_batches
 from kdnb.data.sources import open_source
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.distillation.teacher import LiveTeacher
-from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_skill
-from kdnb.distillation.teacher_model import token_shape
+from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_better_than_chance
 from kdnb.distributed import find_device
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.folder import save_model, write_cards
@@ -114,7 +113,7 @@ def check_student(p: SimpleNamespace, student: Student, teacher):
         raise ValueError(f"student {p.student} takes images of {size} pixels a side alone, but {other}; set student_args "
                          f"img_size={p.image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
     if student.token_projection is not None:
-        own, asked = token_shape(student.encoder, p.image_size)[0], teacher.token_shape[0]
+        own, asked = student.encoder.token_shape(p.image_size)[0], teacher.token_shape[0]
         if own != asked:
             raise ValueError(f"teacher_tokens is true, but the student has {own} tokens and the teacher {asked}; choose another "
                              "student, or set it to false.")  # fmt: skip
@@ -175,9 +174,9 @@ def check_teacher(p: SimpleNamespace, teacher):
         view = CleanTransform(size=p.image_size)
         return measure_teacher(LiveTeacher(teacher.load()), held_out.batches(0), view)
 
-    knowledge = teacher.memoize("knowledge", held_out.dataset.reader.index["fingerprint"], measure)
-    print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
-    require_skill(knowledge, head_is_random=teacher.head_is_random)
+    scores = teacher.memoize("knowledge", held_out.dataset.reader.index["fingerprint"], measure)
+    print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    require_better_than_chance(scores, head_is_random=teacher.head_is_random)
 
 
 def save_student(p: SimpleNamespace, student: Student, folder: Path):

@@ -12,8 +12,9 @@ from kdnb.data.cache import read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.order import EpochPlan, Order, even_shards, require_equal_shares
 from kdnb.data.sources import open_source, require_dataset
-from kdnb.distillation import build, teacher
+from kdnb.distillation import build
 from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
+from kdnb.distillation.teacher import require_recurring_views
 from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import DistillationLoss, labels_fit
@@ -44,9 +45,9 @@ def check_run(p: SimpleNamespace, notebook: str):
     if notebook == "soft_distill_text":
         rules = [_precision, _sweep]
     elif notebook == "precompute":
-        rules = [_dataset, *([teacher.check_modes, _teacher, _checkpoint] if p.cache_teacher_features else [])]
+        rules = [_dataset, *([_views, _teacher, _checkpoint] if p.cache_teacher_features else [])]
     else:
-        rules = [_dataset, _answers, _teacher, _checkpoint, _student, _layers, build.require_multicrop, _labels]
+        rules = [_dataset, _views, _teacher, _checkpoint, _student, _layers, build.require_multicrop, _labels]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
     _refuse_faults(rules, p)
@@ -84,9 +85,8 @@ def _dataset(p: SimpleNamespace):
     require_dataset(p.dataset)
 
 
-def _answers(p: SimpleNamespace):
-    if p.cache_teacher_features:
-        teacher.check_modes(p)
+def _views(p: SimpleNamespace):
+    require_recurring_views(**arguments_of(require_recurring_views, p))
 
 
 def _teacher(p: SimpleNamespace):

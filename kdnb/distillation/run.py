@@ -20,9 +20,9 @@ def build_pieces(p: SimpleNamespace, *, regime: str = "full", student=None, froz
         student, frozen: a student and its `kdnb.distillation.teacher.Teacher`; made here where they are None.
     """
     loader, views = build.build_loader(p, regime=regime, **subset), build.build_views(p)
-    frozen = teacher.open_teacher(p) if frozen is None else frozen
+    frozen = teacher.open_teacher(**arguments_of(teacher.open_teacher, p)) if frozen is None else frozen
     student = build.build_student(p, frozen) if student is None else student
-    answers = teacher.build_teacher_call(p, frozen, loader, views)
+    answers = teacher.build_teacher_call(frozen, loader, views)
     loss = build.build_loss(p, frozen, answers, loader, views)
     memory = arguments_of(device_memory.maybe_cache_on_device, p)
     loader = device_memory.maybe_cache_on_device(loader, student, answers, views, loss, **memory)
@@ -44,7 +44,7 @@ def store_teacher_outputs(p: SimpleNamespace, display) -> TeacherCache:
     Args:
         display: has `update(done)`, called with views answered.
     """
-    teacher = open_teacher(p)
+    teacher = open_teacher(**arguments_of(open_teacher, p))
     unseen = {"use_local_crops": False, "local_crops_number": 1, "local_crop_size": 1}  # by the teacher
     whole = {"use_cached": True, "shuffle": "none", "max_steps_per_epoch": None, "gradient_accumulation_steps": 1}
     whole |= {"num_workers": 0, "persistent_workers": False}
@@ -53,7 +53,7 @@ def store_teacher_outputs(p: SimpleNamespace, display) -> TeacherCache:
     p.batch_size = min(p.batch_size, len(ShardReader(anchored(p.cache_dir))))
     loader = build.build_loader(p, regime="full")
     loader.drop_last = False
-    answers, done = build_teacher_call(p, teacher, loader, views), 0
+    answers, done = build_teacher_call(teacher, loader, views), 0
     for epoch in range(answers.repeats):
         for number, batch in enumerate(loader.batches(epoch)):
             ids = batch["id"].numpy()

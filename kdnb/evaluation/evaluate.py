@@ -194,7 +194,7 @@ def find_overlap(run: TrainedRun, evaluator: Evaluator) -> dict[str, int]:
 
 def evaluate_references(run: TrainedRun, evaluator: Evaluator) -> dict[str, Scores]:
     """Floors and ceiling: raw pixels, the student before training, the teacher."""
-    models = {"random student": random_student(run), "teacher": build_teacher(run.p)}
+    models = {"random student": random_student(run), "teacher": build_teacher(**arguments_of(build_teacher, run.p))}
     return {"raw pixels": evaluator.pixels()} | {name: evaluator(model) for name, model in models.items()}
 
 
@@ -238,7 +238,7 @@ def compare_to_teacher(run: TrainedRun, evaluator: Evaluator, scores: dict[str, 
 
     Each answers with its own head where that knows the data's classes, else with its probe.
     """
-    models = {"teacher": build_teacher(run.p), "student": load_student(run, run.checkpoints[-1])}
+    models = {"teacher": build_teacher(**arguments_of(build_teacher, run.p)), "student": load_student(run, run.checkpoints[-1])}
     batch = next(iter(evaluator.test))
     inputs = evaluator.view(batch["image"].to(evaluator.device), batch["id"], 0)[0]
     sides = []
@@ -254,7 +254,7 @@ def compare_to_teacher(run: TrainedRun, evaluator: Evaluator, scores: dict[str, 
 
 def teacher_note(run: TrainedRun, evaluator: Evaluator) -> str:
     """What to know about the teacher's head on this data."""
-    teacher = build_teacher(run.p)
+    teacher = build_teacher(**arguments_of(build_teacher, run.p))
     if not teacher.num_classes:
         return "the teacher has no classification head: it is judged by a probe of its features"
     if teacher.head_is_random:

@@ -18,7 +18,7 @@ from kdnb.evaluation.knn import knn_classify
 from kdnb.evaluation.probe import linear_probe
 from kdnb.evaluation.quality import feature_quality
 from kdnb.files import write_atomically
-from kdnb.models.folder import weights_fingerprint
+from kdnb.models.weights import weights_fingerprint
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # fixed, as in Wu et al. 2018 but for k (200 there, more than a class of the digits has)
 _VERSION = 1  # of what is kept; a change of any measure must raise it

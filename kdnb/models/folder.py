@@ -4,18 +4,15 @@ A folder appears whole or not at all: it is written under a temporary name, flus
 model's size once, one fsync per file.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from kdnb.files import write_atomically
-from kdnb.models.weights import IMAGENET
 
 # Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
 _FACTS = ("num_classes", "first_conv", "classifier", "fixed_input_size", "input_size", "interpolation", "crop_pct", "crop_mode")
@@ -166,17 +163,3 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _words(arguments: Mapping) -> str:
     return ", ".join(f"{name} {value}" for name, value in arguments.items())
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of `model`: the same for the same weights wherever and from whatever file they were loaded."""
-    inner = getattr(model, "model", model)  # a FeatureModel's timm model knows what it was built with
-    seen = hashlib.sha256(f"{type(inner).__name__} {sorted(getattr(inner, 'kdnb_args', {}).items())}".encode())
-    state = model.state_dict()
-    if getattr(model, "normalisation", None) == IMAGENET:  # once the only one, and no part of a hash
-        state = {name: tensor for name, tensor in state.items() if name not in IMAGENET}
-    for name, tensor in sorted(state.items()):
-        seen.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        # Viewed as bytes, because NumPy knows no bfloat16; at least one-dimensional, because a scalar has no such view.
-        seen.update(torch.atleast_1d(tensor.detach().cpu().contiguous()).view(torch.uint8).numpy())
-    return seen.hexdigest()

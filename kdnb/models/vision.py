@@ -1,7 +1,7 @@
-"""Any timm model as teacher or student: built by name, checked against its checkpoint, asked for its features.
+"""Any timm model as teacher or student: built by name, checked against its checkpoint, called for its features.
 
 A model owns its normalisation: `model.pretrained_cfg` says with which mean and deviation it was (or will be) trained, and
-`FeatureModel` applies them, so that whoever calls it passes float images in [0, 1]. Teacher and student may differ in it.
+`FeatureModel` applies them, so that images are given as floats in [0, 1]. Teacher and student may differ in it.
 """
 
 import difflib
@@ -79,10 +79,10 @@ def build_model(
         model.kdnb_args = {key: value for key, value in settings.items() if key not in of_timm}
     if state is not None:
         model.head_is_random = load_weights(model, state, Path(checkpoint))
-    given = {"mean": mean, "std": std}
-    if wrong := [key for key, values in given.items() if values is not None and not _is_statistic(key, values)]:
-        raise ValueError(f"{wrong[0]} of {name} is {given[wrong[0]]}; allowed are three numbers, for RGB in [0, 1].")
-    model.pretrained_cfg = model.pretrained_cfg | recorded | {key: values for key, values in given.items() if values is not None}
+    statistics = {key: values for key, values in (("mean", mean), ("std", std)) if values is not None}
+    if wrong := [key for key, values in statistics.items() if not _is_statistic(key, values)]:
+        raise ValueError(f"{wrong[0]} of {name} is {statistics[wrong[0]]}; allowed are three numbers, for RGB in [0, 1].")
+    model.pretrained_cfg = model.pretrained_cfg | recorded | statistics
     return model
 
 
@@ -121,22 +121,23 @@ def require_model(name: str):
 
 
 class FeatureModel(nn.Module):
-    """A timm model that normalises its inputs and answers with its pooled features, its logits and, where asked, intermediate
-    features.
+    """A timm model that normalises its inputs and returns features and logits.
+
+    Called with float images [B, 3, H, W] in [0, 1], it returns a dict of "features" [B, feature_dim], pooled; "logits"
+    [B, num_classes], where there is a head; "layers", a list of [B, D], pooled over space or tokens, where `layers` is not empty;
+    and "tokens" [B, N, D], where `tokens` is true.
 
     Args:
         model: from `build_model`; `pretrained_cfg` holds its mean and std.
         layers: indices of intermediate features, as for timm's `forward_intermediates` (negative ones count from the
             end), in any order. ValueError where the model has no such layer.
-        tokens: answer with "tokens" [B, N, D], too: patch tokens of a transformer (without class and register tokens), or
-            the positions of a convolutional network's last feature map.
+        tokens: return the patch tokens of a transformer (without class and register tokens), or the positions of a convolutional
+            network's last feature map.
         input_size: side that images of another size are resized to (antialiased bilinear); None passes them on as they are.
 
     Attributes:
         mean, std: buffers [3, 1, 1], saved with the weights: a checkpoint says how its model was trained.
-
-    `forward(images float [B, 3, H, W] in [0, 1])` returns {"features": [B, feature_dim]}, "logits" [B, num_classes] where there
-    is a head, and "layers", a list of [B, D], pooled over space or tokens, where `layers` is not empty.
+        feature_dim, num_classes, layer_dims, token_dim: widths of the outputs.
     """
 
     def __init__(
@@ -162,6 +163,14 @@ class FeatureModel(nn.Module):
         """The "mean" and "std" of its inputs, three numbers each."""
         return {name: rounded(getattr(self, name)) for name in IMAGENET}
 
+    @torch.no_grad()
+    def token_shape(self, image_size: int) -> tuple[int, int]:
+        """(N, D) of the tokens of one image of `image_size` pixels a side."""
+        training = self.training
+        tokens = self.eval()(torch.zeros(1, 3, image_size, image_size, device=self.mean.device))["tokens"]
+        self.train(training)
+        return tuple(tokens.shape[1:])
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args):
         for name, usual in IMAGENET.items():  # which is what models were trained with before checkpoints recorded it
             state_dict.setdefault(prefix + name, torch.tensor(usual).view(3, 1, 1))
@@ -174,32 +183,32 @@ class FeatureModel(nn.Module):
         if self.input_size and images.shape[-1] != self.input_size:
             images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
         images = (images - self.mean).div_(self.std)
-        answer = {}
+        outputs = {}
         if self.layers:
-            taken = sorted(set(self.layers))  # timm answers in this order, whatever was asked
-            found, middle = self.model.forward_intermediates(images, indices=taken, norm=True)
-            answer["layers"] = [middle[taken.index(layer)].mean((2, 3)) for layer in self.layers]  # timm gives NCHW
+            indices = sorted(set(self.layers))  # the order in which timm returns them
+            last, middle = self.model.forward_intermediates(images, indices=indices, norm=True)
+            outputs["layers"] = [middle[indices.index(layer)].mean((2, 3)) for layer in self.layers]  # timm gives NCHW
         else:
-            found = self.model.forward_features(images)
+            last = self.model.forward_features(images)
         if self.tokens:
             prefix = getattr(self.model, "num_prefix_tokens", 0)
-            answer["tokens"] = found[:, prefix:] if found.ndim == 3 else found.flatten(2).transpose(1, 2)  # from NCHW
-        answer["features"] = self.model.forward_head(found, pre_logits=True)
+            outputs["tokens"] = last[:, prefix:] if last.ndim == 3 else last.flatten(2).transpose(1, 2)  # from NCHW
+        outputs["features"] = self.model.forward_head(last, pre_logits=True)
         if self.num_classes:
-            answer["logits"] = self.model.forward_head(found)
-        return answer
+            outputs["logits"] = self.model.forward_head(last)
+        return outputs
 
 
 class Student(nn.Module):
     """A timm model with linear projections to the teacher's widths, which are dropped after training.
 
+    Called with float images [B, 3, H, W] in [0, 1], it returns the dict of a `FeatureModel` with "features" [B, teacher_dim],
+    "layers" and "tokens" projected, and the pooled features themselves as "embedding" [B, D]; "logits" are its own head's.
+
     Args:
         model: from `build_model`. teacher_dim: width of the teacher's pooled features.
         layers, layer_dims: intermediate layers of the student, and the widths of the teacher's that they imitate.
         token_dim: width of the teacher's tokens, to imitate them, too; 0 leaves them out.
-
-    `forward(images)` returns the answer of `FeatureModel` with "features", "layers" and "tokens" projected, and the pooled
-    features themselves as "embedding" [B, D].
     """
 
     def __init__(
@@ -221,15 +230,15 @@ class Student(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict:
         """See the class."""
-        answer = self.encoder(images)
-        answer["embedding"] = answer["features"]
-        answer["features"] = self.projection(answer["embedding"])
-        if "layers" in answer:
-            pairs = zip(self.layer_projections, answer["layers"], strict=True)
-            answer["layers"] = [project(features) for project, features in pairs]
+        outputs = self.encoder(images)
+        outputs["embedding"] = outputs["features"]
+        outputs["features"] = self.projection(outputs["embedding"])
+        if "layers" in outputs:
+            pairs = zip(self.layer_projections, outputs["layers"], strict=True)
+            outputs["layers"] = [project(features) for project, features in pairs]
         if self.token_projection is not None:
-            answer["tokens"] = self.token_projection(answer["tokens"])
-        return answer
+            outputs["tokens"] = self.token_projection(outputs["tokens"])
+        return outputs
 
 
 def require_as_many_layers(student_layers: Sequence, feature_layers: Sequence):
@@ -240,7 +249,7 @@ def require_as_many_layers(student_layers: Sequence, feature_layers: Sequence):
 
 
 def required_size(model: nn.Module) -> int | None:
-    """ModelReport of the only images that a timm model takes, such as a ViT's `img_size`; None where any size will do."""
+    """Side in pixels of the only images that a timm model takes, such as a ViT's `img_size`; None where any size will do."""
     patches = getattr(model, "patch_embed", None)
     size = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
     return size[0] if size else None

@@ -1,13 +1,15 @@
 """Weights in checkpoint files: read without their wrappers, and loaded only into the architecture that they are of."""
 
+import hashlib
 import re
 from pathlib import Path
 
 import torch
 from torch import nn
 
-# Mean and deviation of ImageNet's training images, for RGB in [0, 1].
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD
+
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "student")  # where checkpoint files keep the weights
 _PREFIXES = ("module.", "_orig_mod.", "encoder.model.", "model.", "backbone.")
 
@@ -84,3 +86,17 @@ def load_weights(model: nn.Module, state: dict, path: Path) -> bool:
         raise ValueError(f"checkpoint {path} is of another architecture than {type(model).__name__}: {words}.")
     model.load_state_dict({n: v for n, v in state.items() if n in expected and n not in differing}, strict=False)
     return model.num_classes > 0 and any(n.startswith(heads) for n in [*missing, *differing])
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of `model`: the same for the same weights wherever and from whatever file they were loaded."""
+    inner = getattr(model, "model", model)  # a FeatureModel's timm model knows what it was built with
+    seen = hashlib.sha256(f"{type(inner).__name__} {sorted(getattr(inner, 'kdnb_args', {}).items())}".encode())
+    state = model.state_dict()
+    if getattr(model, "normalisation", None) == IMAGENET:  # once the only one, and no part of a hash
+        state = {name: tensor for name, tensor in state.items() if name not in IMAGENET}
+    for name, tensor in sorted(state.items()):
+        seen.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        # Viewed as bytes, because NumPy knows no bfloat16; at least one-dimensional, because a scalar has no such view.
+        seen.update(torch.atleast_1d(tensor.detach().cpu().contiguous()).view(torch.uint8).numpy())
+    return seen.hexdigest()

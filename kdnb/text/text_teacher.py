@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import torch
 
 from kdnb.distillation.optim import count_steps
-from kdnb.distillation.teacher_check import measure_logits, require_skill
+from kdnb.distillation.teacher_check import measure_logits, require_better_than_chance
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.evaluation.probe import fit_logistic
 from kdnb.files import write_atomically
-from kdnb.models.folder import weights_fingerprint
+from kdnb.models.weights import weights_fingerprint
 from kdnb.runs import Run, anchored, local_or_hub, set_seed
 from kdnb.text.classifier import TextClassifier, load_classifier, save_classifier, set_head
 from kdnb.text.soft_labels import Data, answers, build_loader, small_model, text_views
@@ -63,9 +63,9 @@ def check_teacher(p: SimpleNamespace, teacher: TextClassifier, data: Data) -> di
         replaced = {part: label_logits(name, texts.texts, data.classes, **settings) for part, texts in parts.items()}
         teacher.head_is_random = False
     logits = replaced["validation"] if replaced else answers(p, teacher, data.validation)
-    knowledge = measure_logits(logits, data.validation.labels)
-    print("teacher on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in knowledge.items()))
-    require_skill(knowledge, head_is_random=teacher.head_is_random, ways=_WAYS)
+    scores = measure_logits(logits, data.validation.labels)
+    print("teacher on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    require_better_than_chance(scores, head_is_random=teacher.head_is_random, ways=_WAYS)
     return replaced
 
 

@@ -10,6 +10,7 @@ from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.distillation import build, teacher_model
 from kdnb.distillation.optim import accelerator_for
 from kdnb.distributed import find_device
+from kdnb.params import arguments_of
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_batches_models_and_the_loop_are_on_one_device(machine, monkeypatch, p, 
     if first == "the group":
         distributed.init_distributed()
     loader = build.build_loader(p, regime="full")
-    teacher = teacher_model.build_teacher(p)
+    teacher = teacher_model.build_teacher(**arguments_of(teacher_model.build_teacher, p))
     build.build_student(p, teacher)
     accelerator = accelerator_for("auto", loader.device)
     expected = torch.device("cuda", local_rank)

@@ -11,6 +11,7 @@ from kdnb.data.loader import BatchReader
 from kdnb.distillation import build, teacher
 from kdnb.distillation.run import train_trial
 from kdnb.evaluation import student_probe
+from kdnb.params import arguments_of
 from kdnb.runs import Run
 
 LABELS = {
@@ -52,7 +53,7 @@ def test_a_loss_that_needs_labels_is_refused_with_the_student_before_anything_is
     sentence = {"all missing": "the images have no labels", "some missing": "15 of 60 images have no label"}
     sentence |= {"beyond the head": "labels go up to 6 and the head has 3 classes"}
     with pytest.raises(ValueError, match=f"alpha is {alpha}, but {sentence[labelled.kind]}"):
-        build.build_student(labelled, teacher.open_teacher(labelled))
+        build.build_student(labelled, teacher.open_teacher(**arguments_of(teacher.open_teacher, labelled)))
 
 
 def test_a_student_without_class_names_has_a_head_for_every_label():
@@ -81,7 +82,7 @@ def test_a_probe_says_before_it_measures_why_there_is_none(labelled):
 
 def test_a_teacher_of_other_classes_is_not_measured_on_labels_beyond_them(p, capsys):
     p.loss, p.eval_split = "soft_targets", "test"  # digits: labels up to 9; the teacher has 3 classes
-    frozen = teacher.open_teacher(p)
+    frozen = teacher.open_teacher(**arguments_of(teacher.open_teacher, p))
     build.check_teacher(p, frozen)
     assert "the teacher's head is not measured: eval_split gives no labels of its 3 classes" in capsys.readouterr().out
     frozen.head_is_random = True

@@ -11,6 +11,7 @@ from kdnb.distillation import build, device_memory, teacher, teacher_model
 from kdnb.distillation.device_memory import DeviceLoader
 from kdnb.distillation.run import store_teacher_outputs, train_trial
 from kdnb.models.vision import build_model
+from kdnb.params import arguments_of
 from kdnb.runs import Run
 
 
@@ -19,6 +20,10 @@ def run(p, tmp_path, name, **changes):
     p = SimpleNamespace(**vars(p) | changes)
     history, student = train_trial(p, Run(name, {}, outputs=tmp_path))
     return [record["loss"] for record in history["steps"]], student.state_dict()
+
+
+def opened(p, **changes) -> teacher.Teacher:
+    return teacher.open_teacher(**arguments_of(teacher.open_teacher, vars(p) | changes))
 
 
 @pytest.mark.parametrize("kind", ["simple", "clean", "multicrop"])
@@ -38,7 +43,7 @@ def test_stored_patch_tokens_train_as_live_ones_do(p, tmp_path):
     expected, _ = run(p, tmp_path, "live")
     losses, _ = run(p, tmp_path, "stored", cache_teacher_features=True)
     assert losses == pytest.approx(expected, rel=1e-6)
-    known = teacher.open_teacher(SimpleNamespace(**vars(p) | {"cache_teacher_features": True}))
+    known = opened(p, cache_teacher_features=True)
     assert known.token_shape == (4, 16) and known.model is None
     without, _ = run(p, tmp_path, "without", teacher_tokens=False)
     assert all(a > b for a, b in zip(expected[:1], without[:1], strict=True))
@@ -52,7 +57,7 @@ def test_float16_answers_deviate_a_little(p, tmp_path):
 
 def test_where_all_answers_are_there_no_teacher_is_loaded(p, tmp_path, monkeypatch):
     first, _ = run(p, tmp_path, "first", cache_teacher_features=True)
-    monkeypatch.setattr(teacher_model, "build_teacher", lambda p: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(teacher_model, "build_teacher", lambda **p: pytest.fail("the teacher was loaded"))
     again, _ = run(p, tmp_path, "second", cache_teacher_features=True)
     assert again == first
 
@@ -68,7 +73,7 @@ def test_answers_written_ahead_are_all_that_training_needs(p, tmp_path, monkeypa
     store = store_teacher_outputs(SimpleNamespace(**ahead), display)
     assert display.done == 120 and store.verify() == []
     assert "60 images x 2 views x " in capsys.readouterr().out
-    monkeypatch.setattr(teacher_model, "build_teacher", lambda p: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(teacher_model, "build_teacher", lambda **p: pytest.fail("the teacher was loaded"))
     run(p, tmp_path, "after")
 
 
@@ -82,16 +87,16 @@ def test_another_teacher_preprocessing_or_seed_has_another_folder(p, tmp_path):
     p.cache_teacher_features, folders = True, set()
     for change in changes:
         q = SimpleNamespace(**vars(p) | change)
-        loader, views, frozen = build.build_loader(q, regime="full"), build.build_views(q), teacher.open_teacher(q)
-        folders.add(teacher.build_teacher_call(q, frozen, loader, views).store.folder)
+        loader, views, frozen = build.build_loader(q, regime="full"), build.build_views(q), opened(q)
+        folders.add(teacher.build_teacher_call(frozen, loader, views).store.folder)
     assert len(folders) == len(changes)
 
 
 def test_outputs_of_a_teacher_normalised_as_imagenet_are_found_where_older_versions_stored_them(p):
     """The folder's name is a hash over these facts: when views normalised, mean and std were theirs."""
     p.cache_teacher_features = True
-    loader, views, frozen = build.build_loader(p, regime="full"), build.build_views(p), teacher.open_teacher(p)
-    facts = json.loads((teacher.build_teacher_call(p, frozen, loader, views).store.folder / "answers.json").read_text())
+    loader, views, frozen = build.build_loader(p, regime="full"), build.build_views(p), opened(p)
+    facts = json.loads((teacher.build_teacher_call(frozen, loader, views).store.folder / "answers.json").read_text())
     assert facts["views"] == {
         "class": "SimpleTransform", "size": 8, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "seed": 0,
         "scale": [0.5, 1.0], "ratio": [3 / 4, 4 / 3], "horizontal_flip": True, "repeats": 2,
@@ -120,7 +125,7 @@ def test_a_student_that_cannot_take_the_views_is_refused(p, changes, sentence):
     p.student, p.student_args, p.student_layers, p.feature_layers = "vit_tiny_patch16_224", vit, [], []
     p = SimpleNamespace(**vars(p) | changes | {"student_args": vit | changes.get("student_args", {})})
     with pytest.raises(ValueError, match=sentence):
-        build.build_student(p, teacher.open_teacher(p))
+        build.build_student(p, opened(p))
 
 
 def test_teacher_and_student_may_differ_in_normalisation_and_size(p, tmp_path):
@@ -131,17 +136,17 @@ def test_teacher_and_student_may_differ_in_normalisation_and_size(p, tmp_path):
     changes |= {"learning_rate": 1e-2, "feature_layers": [], "student_layers": []}
     losses, _ = run(p, tmp_path, "other", **changes)
     assert losses[-1] < losses[0]
-    known = teacher.open_teacher(SimpleNamespace(**vars(p) | changes))
+    known = opened(p, **changes)
     assert known.normalisation["mean"] == (0.5, 0.5, 0.5) and known.model.input_size == 16
 
 
 def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
     p.cache_teacher_features = True
-    known = teacher.open_teacher(p)
+    known = opened(p)
     (path,) = (tmp_path / "answers/known_teachers").iterdir()
     path.write_text(path.read_text().replace(known.fingerprint, "0" * 64))
-    with pytest.raises(ValueError, match="has other weights than when its answers were stored"):
-        teacher.open_teacher(p).load()
+    with pytest.raises(ValueError, match="has other weights than when its outputs were stored"):
+        opened(p).load()
 
 
 @pytest.mark.parametrize(
@@ -151,17 +156,20 @@ def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
         ({"use_cached": False}, "cache_teacher_features is true, but use_cached is false"),
     ],
 )
-def test_what_cannot_be_stored_is_refused_with_the_ways_out(p, changes, sentence):
+def test_what_cannot_be_stored_is_refused_with_the_ways_out(p, tmp_path, changes, sentence):
+    p = SimpleNamespace(**vars(p) | {"cache_teacher_features": True} | changes)
     with pytest.raises(ValueError, match=sentence):
-        teacher.open_teacher(SimpleNamespace(**vars(p) | {"cache_teacher_features": True} | changes))
+        teacher.require_recurring_views(**arguments_of(teacher.require_recurring_views, p))
+    with pytest.raises(ValueError, match=sentence.replace("simple", "SimpleTransform")):
+        run(p, tmp_path, "refused")
 
 
 def test_a_disk_without_room_is_said_before_anything_is_asked(p, monkeypatch):
     p.cache_teacher_features = True
     monkeypatch.setattr(teacher.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    loader, views, frozen = build.build_loader(p, regime="full"), build.build_views(p), teacher.open_teacher(p)
+    loader, views, frozen = build.build_loader(p, regime="full"), build.build_views(p), opened(p)
     with pytest.raises(CacheError, match="but its disk has 1 kB free; choose another teacher_feature_dir"):
-        teacher.build_teacher_call(p, frozen, loader, views)
+        teacher.build_teacher_call(frozen, loader, views)
 
 
 def test_images_on_the_device_train_to_the_same_weights(p, tmp_path, monkeypatch):

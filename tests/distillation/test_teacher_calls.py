@@ -89,8 +89,8 @@ def test_each_view_is_asked_for_once_and_the_model_is_loaded_for_what_is_missing
         batch = reader.read(np.array(positions)) | {"epoch": epoch}
         seen = views(batch["image"], batch["id"], epoch)
         (answer,), before = teacher(seen, batch), model.images
-        assert model.images == asked == teacher.asked
+        assert model.images == asked == teacher.misses
         (expected,) = live(seen, batch)
         model.images = before
         assert torch.allclose(answer["features"], expected["features"], atol=1e-6)
-    assert len(loads) == 3 and teacher.read == 8 + 2 + 10
+    assert len(loads) == 3 and teacher.hits == 8 + 2 + 10

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdnb.data.views import CleanTransform
 from kdnb.distillation.teacher import LiveTeacher
-from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_skill
+from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_better_than_chance
 
 PLAIN = CleanTransform(size=4)
 
@@ -42,10 +42,10 @@ def test_statistics_are_those_of_the_first_images():
     assert torch.allclose(std.double(), features.std(0, correction=0), atol=1e-6)
 
 
-def test_knowledge_is_accuracy_entropy_and_chance():
-    knowledge = measure_teacher(LiveTeacher(Brightness(1000.0).eval()), batches(), PLAIN)
-    assert knowledge["accuracy"] == 1 and knowledge["examples"] == 20 and knowledge["chance"] == pytest.approx(1 / 3)
-    assert knowledge["entropy"] < 0.01
+def test_scores_is_accuracy_entropy_and_chance():
+    scores = measure_teacher(LiveTeacher(Brightness(1000.0).eval()), batches(), PLAIN)
+    assert scores["accuracy"] == 1 and scores["examples"] == 20 and scores["chance"] == pytest.approx(1 / 3)
+    assert scores["entropy"] < 0.01
     unsure = measure_teacher(LiveTeacher(Brightness(0.0).eval()), batches(), PLAIN)
     assert unsure["entropy"] == pytest.approx(math.log(3))
 
@@ -53,14 +53,14 @@ def test_knowledge_is_accuracy_entropy_and_chance():
 @pytest.mark.parametrize("accuracy, fine", [(0.10, False), (0.12, False), (0.125, True), (0.9, True)])
 def test_what_chance_explains_is_refused(accuracy, fine):
     """Ten classes, 2,000 images: chance 0.1, three standard deviations 0.0201."""
-    knowledge = {"accuracy": accuracy, "chance": 0.1, "examples": 2000, "entropy": 1.0}
+    scores = {"accuracy": accuracy, "chance": 0.1, "examples": 2000, "entropy": 1.0}
     if fine:
-        require_skill(knowledge, head_is_random=False)
+        require_better_than_chance(scores, head_is_random=False)
     else:
         with pytest.raises(ValueError, match="of 2000 held-out examples .* that is chance level.* set loss to mse or cosine"):
-            require_skill(knowledge, head_is_random=False)
+            require_better_than_chance(scores, head_is_random=False)
 
 
 def test_a_random_head_is_refused_whatever_its_luck():
     with pytest.raises(ValueError, match="its classification head was not in the checkpoint"):
-        require_skill({"accuracy": 0.9, "chance": 0.1, "examples": 100, "entropy": 1.0}, head_is_random=True)
+        require_better_than_chance({"accuracy": 0.9, "chance": 0.1, "examples": 100, "entropy": 1.0}, head_is_random=True)

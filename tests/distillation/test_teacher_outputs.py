@@ -70,14 +70,14 @@ def test_a_record_without_its_row_and_a_file_of_something_else_do_not_count(cach
     (tmp_path / "a/view_001").mkdir()
     (tmp_path / "a/view_001/answers_shard_00000.bin").write_bytes(path.read_bytes())  # another view's file
     again = store_of(tmp_path / "a", cache[0])
-    with pytest.raises(CacheError, match="does not hold the answers that its folder says; delete it"):
+    with pytest.raises(CacheError, match="does not hold the outputs that its folder says; delete it"):
         again.read(ids, 1)
     assert [fault.file for fault in again.verify()] == ["view_001/answers_shard_00000.bin"]
 
 
 def test_a_folder_of_other_answers_is_refused(cache, tmp_path):
     store_of(tmp_path / "a", cache[0])
-    with pytest.raises(ValueError, match="holds answers to something else"):
+    with pytest.raises(ValueError, match="holds other outputs than its name says"):
         store_of(tmp_path / "a", cache[0], facts={"teacher": "another"})
 
 
@@ -128,7 +128,7 @@ FILL = """
 import sys
 import numpy as np
 sys.path.insert(0, sys.argv[3])
-from test_answers import rows_of, store_of
+from test_teacher_outputs import rows_of, store_of
 from pathlib import Path
 store, dice = store_of(Path(sys.argv[1]), Path(sys.argv[2])), np.random.default_rng(int(sys.argv[4]))
 print("ready", flush=True)
@@ -142,7 +142,7 @@ while True:
 def kill_while_filling(cache, folder, kills: int) -> dict:
     """Fill from a process that is killed again and again; after each kill, every stored row must be there and right."""
     dice, told, counts = random.Random(0), set(), {"kills": 0, "rows": 0, "files made while killed": 0}
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    here = os.path.dirname(os.path.abspath(__file__))
     for number in range(kills):
         command = [sys.executable, "-c", FILL, folder, cache, here, str(number)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -121,7 +121,7 @@ def test_stored_answers_train_as_the_live_teacher_does(cache, tmp_path, device):
         _, history, _ = run_training(cache[0], tmp_path / name, "full", **settings)
         losses[name] = [record["loss"] for record in history["steps"]]
         if name == "reading":
-            assert cached.asked == 0 and cached.read > 0
+            assert cached.misses == 0 and cached.hits > 0
     assert losses["filling"] == pytest.approx(losses["live"], rel=1e-5)
     assert losses["reading"] == pytest.approx(losses["live"], rel=1e-5)
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from kdnb.models.folder import describe_regime, model_card, save_model, weights_fingerprint, write_cards
+from kdnb.models.folder import describe_regime, model_card, save_model, write_cards
 from kdnb.models.vision import FeatureModel, build_model
+from kdnb.models.weights import weights_fingerprint
 
 PARAMETERS = {
     "teacher": "cifar_resnet56", "teacher_checkpoint": "weights/resnet56.th", "student": "cifar_resnet8",
