@@ -72,7 +72,7 @@ def labels_fit(labels: np.ndarray | None, num_classes: int, *, alpha: float) -> 
 
 
 class DistillationLoss:
-    """The loss of one batch from the answers of student and teacher to its views.
+    """The loss of one batch from the outputs of student and teacher for its views.
 
     Args:
         kind: `mse` on standardised features, `cosine` of features, or `soft_targets`.
@@ -82,12 +82,11 @@ class DistillationLoss:
         mean, std: of the teacher's features [D], for `mse`.
         log_accuracy: with soft targets and alpha 1, which needs no labels, return cross-entropy and accuracies, too: for labels
             that fit the heads (`labels_fit`). Otherwise labels are not looked at.
-        layer_weight: weight of the mean cosine loss over intermediate layers, and of that over patch tokens, where the answers
-            hold "layers" or "tokens".
 
-    Called as `loss(students, teachers, labels)` with one answer (dict) per view. Global view i of the student is compared
-    with the teacher's answer to the same view (Beyer et al. 2022, arXiv:2106.05237); a local view, which the teacher does
-    not see, with all of the teacher's answers (Caron et al. 2021, arXiv:2104.14294). Returns named parts; "loss" is the mix.
+    Called as `loss(students, teachers, labels)` with one dict of outputs per view. Global view i of the student is compared
+    with the teacher's outputs for the same view (Beyer et al. 2022, arXiv:2106.05237); a local view, which the teacher does
+    not see, with those for all of the teacher's views (Caron et al. 2021, arXiv:2104.14294). Returns named parts: "loss" is the
+    mix, plus, where the outputs hold them, the mean cosine losses of "layers" and of patch "tokens".
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class DistillationLoss:
         alpha: float = 1.0,
         mean: torch.Tensor | None = None,
         std: torch.Tensor | None = None,
-        layer_weight: float = 1.0,
         log_accuracy: bool = False,
     ):
         _in_range("loss", kind, kind in KINDS, "one of " + ", ".join(KINDS))
@@ -107,7 +105,7 @@ class DistillationLoss:
         if kind == "mse" and (mean is None or std is None):
             raise ValueError("loss is mse, which needs the mean and std of the teacher's features; see feature_statistics.")
         self.kind, self.temperature, self.alpha = kind, temperature, alpha
-        self.mean, self.std, self.layer_weight = mean, std, layer_weight
+        self.mean, self.std = mean, std
         self.uses_labels = alpha < 1 or (log_accuracy and kind == "soft_targets")
 
     def __call__(self, students: list[dict], teachers: list[dict], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -129,14 +127,14 @@ class DistillationLoss:
             parts["loss"] = self.alpha * term + (1 - self.alpha) * hard if mix is None else mix
         if "layers" in students[0] and "layers" in teachers[0]:
             parts["layers"] = _mean(cosine_loss(a, b) for s, t in pairs for a, b in zip(s["layers"], t["layers"], strict=True))
-            parts["loss"] = parts["loss"] + self.layer_weight * parts["layers"]
+            parts["loss"] = parts["loss"] + parts["layers"]
         if "tokens" in students[0] and "tokens" in teachers[0]:  # of the global views: local ones have other patches
             parts["tokens"] = _mean(cosine_loss(s["tokens"], t["tokens"]) for s, t in zip(students, teachers, strict=False))
-            parts["loss"] = parts["loss"] + self.layer_weight * parts["tokens"]
+            parts["loss"] = parts["loss"] + parts["tokens"]
         return parts
 
     def _term(self, student: dict, teacher: dict) -> torch.Tensor:
-        """The distillation term of one pair of answers."""
+        """The distillation term of one pair of outputs."""
         if self.kind == "soft_targets":
             return soft_target_loss(student["logits"], teacher["logits"], temperature=self.temperature)
         if self.kind == "cosine":
@@ -144,7 +142,7 @@ class DistillationLoss:
         return standardised_mse(student["features"], teacher["features"], mean=self.mean, std=self.std)
 
     def _check(self, students: list[dict], teachers: list[dict], labels: torch.Tensor | None):
-        """Raise ValueError where the answers lack something that the loss needs."""
+        """Raise ValueError where the outputs lack something that the loss needs."""
         if not 1 <= len(teachers) <= len(students):
             raise ValueError(f"{len(teachers)} teacher views and {len(students)} student views; the teacher sees at least one, "
                              "and the student all that the teacher sees.")  # fmt: skip
@@ -152,16 +150,16 @@ class DistillationLoss:
             raise ValueError(f"alpha is {self.alpha}, but the images have no labels; without labels alpha must be 1.")
         needing = [("student", students[0])] if self.alpha < 1 or self.kind == "soft_targets" else []
         needing += [("teacher", teachers[0])] if self.kind == "soft_targets" else []
-        for who, answer in needing:
-            if "logits" not in answer:
+        for who, outputs in needing:
+            if "logits" not in outputs:
                 raise ValueError(
                     f"loss is {self.kind} and alpha {self.alpha}, which need logits, but the {who} has no classification "
                     "head (num_classes is 0)."
                 )
 
 
-def _accuracy(answer: dict, labels: torch.Tensor) -> torch.Tensor:
-    return (answer["logits"].argmax(-1) == labels).float().mean().detach()
+def _accuracy(outputs: dict, labels: torch.Tensor) -> torch.Tensor:
+    return (outputs["logits"].argmax(-1) == labels).float().mean().detach()
 
 
 def _mean(values) -> torch.Tensor:
@@ -171,7 +169,7 @@ def _mean(values) -> torch.Tensor:
 def _same_shape(student: torch.Tensor, teacher: torch.Tensor):
     if student.shape != teacher.shape:
         raise ValueError(
-            f"the student's answer is {list(student.shape)} and the teacher's {list(teacher.shape)}; they must be the same."
+            f"the student's output is {list(student.shape)} and the teacher's {list(teacher.shape)}; they must be the same."
         )
 
 

@@ -126,14 +126,14 @@ def test_feature_losses_are_mixed_with_labels_too():
     assert set(DistillationLoss("cosine")([student], [teacher], torch.tensor([0]))) == {"loss", "cosine"}
 
 
-def test_layers_are_added_with_their_weight():
+def test_layers_are_added():
     student = {"features": torch.tensor([[1.0, 0.0]]), "layers": [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])]}
     teacher = {"features": torch.tensor([[0.0, 1.0]]), "layers": [torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])]}
-    parts = DistillationLoss("cosine", layer_weight=0.5)([student], [teacher], None)
-    assert parts["layers"].item() == pytest.approx(1.0) and parts["loss"].item() == pytest.approx(1.5)
+    parts = DistillationLoss("cosine")([student], [teacher], None)
+    assert parts["layers"].item() == pytest.approx(1.0) and parts["loss"].item() == pytest.approx(2.0)
 
 
-def test_bfloat16_answers_are_compared_in_float32():
+def test_bfloat16_outputs_are_compared_in_float32():
     student, teacher = torch.randn(4, 6).bfloat16(), torch.randn(4, 6).bfloat16()
     for loss in (cosine_loss(student, teacher), soft_target_loss(student, teacher, temperature=2), entropy(student)):
         assert loss.dtype == torch.float32
@@ -150,7 +150,7 @@ def test_bfloat16_answers_are_compared_in_float32():
         (lambda: DistillationLoss("cosine", temperature=0), "temperature is 0; allowed is above 0"),
         (lambda: DistillationLoss("cosine", alpha=1.5), "alpha is 1.5; allowed is from 0 to 1"),
         (lambda: DistillationLoss("mse"), "needs the mean and std"),
-        (lambda: cosine_loss(torch.ones(2, 3), torch.ones(2, 4)), r"student's answer is \[2, 3\] and the teacher's \[2, 4\]"),
+        (lambda: cosine_loss(torch.ones(2, 3), torch.ones(2, 4)), r"student's output is \[2, 3\] and the teacher's \[2, 4\]"),
         (lambda: DistillationLoss("soft_targets")([{}], [logits([0.0])], None), "the student has no classification head"),
         (lambda: DistillationLoss("soft_targets")([logits([0.0])], [{}], None), "the teacher has no classification head"),
         (

@@ -1,0 +1,1 @@
+"""Image models: any of timm as teacher or student, with their weights, normalisation and folders."""

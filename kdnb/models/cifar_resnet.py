@@ -1,9 +1,9 @@
 """The CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2), registered with timm.
 
 Three stages of 16, 32 and 64 channels at 32, 16 and 8 pixels, 6n + 2 layers, shortcuts without weights (option A: every
-second pixel, missing channels zero). `cifar_resnet20` to `cifar_resnet110` load the published state dicts with the keys of
-the common PyTorch implementation; `cifar_resnet8`, with a smaller `width` perhaps, is a student. Import this module and
-`timm.create_model` knows them.
+second pixel, missing channels zero). `cifar_resnet20`, `32`, `44`, `56` and `110` (0.27, 0.46, 0.66, 0.85 and 1.7 million
+weights) load the published state dicts with the keys of the common PyTorch implementation; `cifar_resnet8` (0.08 million),
+with a smaller `width` perhaps, is a student. Import this module and `timm.create_model` knows them.
 """
 
 import torch
@@ -78,17 +78,17 @@ class CifarResNet(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; a ResNet's features are NCHW.")
         stages = range(3)
-        taken = stages if indices is None else stages[-indices:] if isinstance(indices, int) else indices
-        wanted = {stages[index] for index in taken}  # negative ones count from the end
-        found = []
+        indices = stages if indices is None else stages[-indices:] if isinstance(indices, int) else indices
+        wanted = {stages[index] for index in indices}  # negative ones count from the end
+        middle = []
         x = F.relu(self.bn1(self.conv1(x)))
         for number, stage in enumerate((self.layer1, self.layer2, self.layer3)):
             if stop_early and number > max(wanted, default=-1):
                 break
             x = checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
             if number in wanted:
-                found.append(x)
-        return found if intermediates_only else (x, found)
+                middle.append(x)
+        return middle if intermediates_only else (x, middle)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> [B, 4 width, H / 4, W / 4]."""
@@ -121,49 +121,23 @@ default_cfgs = generate_default_cfgs(
 )  # fmt: skip
 
 
-def _create(depth: int, pretrained: bool, **kwargs) -> CifarResNet:
-    return build_model_with_cfg(
-        CifarResNet,
-        f"cifar_resnet{depth}",
-        pretrained,
-        pretrained_filter_fn=_published_keys,
-        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},  # features_only through forward_intermediates
-        depth=depth,
-        **kwargs,
-    )
+def _register(depth: int):
+    """Make `cifar_resnet<depth>` a name that timm knows, and a function of this module."""
+
+    def create(pretrained: bool = False, **kwargs) -> CifarResNet:
+        return build_model_with_cfg(
+            CifarResNet,
+            name,
+            pretrained,
+            pretrained_filter_fn=_published_keys,
+            feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},  # features_only through forward_intermediates
+            depth=depth,
+            **kwargs,
+        )
+
+    name = create.__name__ = f"cifar_resnet{depth}"
+    globals()[name] = register_model(create)
 
 
-@register_model
-def cifar_resnet8(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """8 layers, 0.08 M weights: a student."""
-    return _create(8, pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet20(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """20 layers, 0.27 M weights."""
-    return _create(20, pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet32(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """32 layers, 0.46 M weights."""
-    return _create(32, pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet44(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """44 layers, 0.66 M weights."""
-    return _create(44, pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet56(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """56 layers, 0.85 M weights."""
-    return _create(56, pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet110(pretrained: bool = False, **kwargs) -> CifarResNet:
-    """110 layers, 1.7 M weights."""
-    return _create(110, pretrained, **kwargs)
+for _depth in DEPTHS:
+    _register(_depth)

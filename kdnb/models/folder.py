@@ -7,7 +7,7 @@ model's size once, one fsync per file.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -15,10 +15,32 @@ from torch import nn
 from kdnb.files import write_atomically
 
 # Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
-_FACTS = ("num_classes", "first_conv", "classifier", "fixed_input_size", "input_size", "interpolation", "crop_pct", "crop_mode")
+_FACTS = (
+    "num_classes", "first_conv", "classifier", "fixed_input_size", "input_size", "interpolation", "crop_pct", "crop_mode", "mean",
+    "std",
+)  # fmt: skip
+_CARD = """---
+{metadata}
+---
 
+# A distilled student
 
-_FACTS += ("mean", "std")
+{facts}
+
+## Scores
+
+{scores}
+
+## Use
+
+```python
+import timm
+{imports}student = timm.create_model("local-dir:<this folder>", pretrained=True).eval()
+```
+
+`timm.data.create_transform(**timm.data.resolve_data_config(model=student))` prepares images as it was trained: RGB in \
+[0, 1], {size}x{size} pixels, normalised with mean {mean} and deviation {std}.
+"""
 
 
 def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None, **inputs):
@@ -91,15 +113,12 @@ def describe_regime(parameters: Mapping) -> str:
     """Which images an epoch visits, in words, from a training notebook's parameters."""
     if "fixed_shards" in parameters:
         return f"fixed: the same {parameters['fixed_shards']} shards each epoch ({parameters['fixed_choice']})"
+    drawn = {"independent": "independently", "dealt": "without replacement (dealt)"}.get(parameters.get("draw"))
     if parameters.get("samples_per_epoch"):
-        return f"random: {parameters['samples_per_epoch']:,} images each epoch, drawn {_drawn(parameters)}"
+        return f"random: {parameters['samples_per_epoch']:,} images each epoch, drawn {drawn}"
     if parameters.get("shards_per_epoch"):
-        return f"random: {parameters['shards_per_epoch']} shards each epoch, drawn {_drawn(parameters)}"
+        return f"random: {parameters['shards_per_epoch']} shards each epoch, drawn {drawn}"
     return "full: the whole cache, reshuffled each epoch"
-
-
-def _drawn(parameters: Mapping) -> str:
-    return {"independent": "independently", "dealt": "without replacement (dealt)"}[parameters["draw"]]
 
 
 def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
@@ -113,11 +132,11 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
     from huggingface_hub import ModelCardData
 
     p = config["parameters"]
-    teacher = p["teacher"] + (f", weights {Path(p['teacher_checkpoint']).name}" if p.get("teacher_checkpoint") else "")
     cap = f", each capped at {p['max_steps_per_epoch']} steps" if p.get("max_steps_per_epoch") else ""
+    arguments = ", ".join(f"{name} {value}" for name, value in (p.get("student_args") or {}).items())
     facts = {
-        "student": p["student"] + (f" ({_words(p['student_args'])})" if p.get("student_args") else ""),
-        "teacher": teacher,
+        "student": p["student"] + (f" ({arguments})" if arguments else ""),
+        "teacher": p["teacher"] + (f", weights {Path(p['teacher_checkpoint']).name}" if p.get("teacher_checkpoint") else ""),
         "data": config.get("source", f"{p['dataset']}, split {p['split']}") + f", {p['image_size']}x{p['image_size']} pixels",
         "regime": describe_regime(p),
         "loss": p["loss"] + (f", temperature {p['temperature']}, alpha {p['alpha']}" if p["loss"] == "soft_targets" else ""),
@@ -127,25 +146,18 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
         "seed": p["seed"],
         "made with": ", ".join(f"{name} {number}" for name, number in config["versions"].items()),
     }
+    scores = [f"| {name} | {value:.3f} |" for name, value in (summary.get("probe_accuracy") or {}).items()]
+    table = ["Accuracy of a linear probe on held-out images:", "", "| features | accuracy |", "| --- | --- |", *scores]
     tags = ["knowledge-distillation", "timm"]
-    metadata = ModelCardData(library_name="timm", pipeline_tag="image-feature-extraction", tags=tags)
-    lines = ["---", metadata.to_yaml(), "---", "", "# A distilled student", ""]
-    lines += [*[f"- **{name}**: {fact}" for name, fact in facts.items()], "", "## Scores", ""]
-    scores = summary.get("probe_accuracy") or {}
-    if scores:
-        lines += ["Accuracy of a linear probe on held-out images:", "", "| features | accuracy |", "| --- | --- |"]
-        lines += [f"| {name} | {value:.3f} |" for name, value in scores.items()]
-    else:
-        lines += ["None were measured; `notebooks/evaluate.ipynb` does."]
-    lines += ["", "## Use", "", "```python", "import timm"]
-    if p["student"].startswith("cifar_resnet"):
-        lines += ["import kdnb.models.cifar_resnet  # registers the architecture"]
-    lines += ['student = timm.create_model("local-dir:<this folder>", pretrained=True).eval()', "```", ""]
-    lines += [
-        "`timm.data.create_transform(**timm.data.resolve_data_config(model=student))` prepares images as it was trained: RGB in "
-        f"[0, 1], {p['image_size']}x{p['image_size']} pixels, normalised with mean {_numbers(inputs['mean'])} and deviation "
-        f"{_numbers(inputs['std'])}.", ""]  # fmt: skip
-    return "\n".join(lines)
+    own = p["student"].startswith("cifar_resnet")
+    return _CARD.format(
+        metadata=ModelCardData(library_name="timm", pipeline_tag="image-feature-extraction", tags=tags).to_yaml(),
+        facts="\n".join(f"- **{name}**: {fact}" for name, fact in facts.items()),
+        scores="\n".join(table) if scores else "None were measured; `notebooks/evaluate.ipynb` does.",
+        imports="import kdnb.models.cifar_resnet  # registers the architecture\n" if own else "",
+        size=p["image_size"],
+        **{name: "(" + ", ".join(f"{value:g}" for value in inputs[name]) + ")" for name in ("mean", "std")},
+    )
 
 
 def write_cards(folder: Path, config: Mapping, summary: Mapping):
@@ -155,11 +167,3 @@ def write_cards(folder: Path, config: Mapping, summary: Mapping):
             inputs = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
             card = model_card(config, summary, inputs).encode()
             write_atomically(folder / name / "README.md", lambda file, card=card: file.write(card))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
-def _words(arguments: Mapping) -> str:
-    return ", ".join(f"{name} {value}" for name, value in arguments.items())
