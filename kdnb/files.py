@@ -14,6 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -93,8 +94,8 @@ def hash_of(facts: object, *, length: int = 32) -> str:
 def memoize(path: Path, compute: Callable[[], T]) -> T:
     """What the file `path` holds; where it is missing or cannot be read, `compute()`, which is then written there.
 
-    The suffix decides the format: `.json` plain values, `.npy` a NumPy array, `.pt` tensors and plain values. None is unpickled.
-    Put what the result depends on into the file's name, with `hash_of`.
+    The suffix decides the format: `.json` plain values, `.npy` a NumPy array (memory mapped, read-only), `.pt` tensors and plain
+    values. None is unpickled. Put what the result depends on into the file's name, with `hash_of`.
 
     Example:
         >>> import tempfile
@@ -126,7 +127,7 @@ def _load_tensors(path: Path):
 # (load from a path, save to an open file) of each suffix.
 _FORMATS = {
     ".json": (lambda path: json.loads(path.read_text("utf-8")), lambda file, value: file.write(json.dumps(value).encode())),
-    ".npy": (np.load, np.save),
+    ".npy": (partial(np.load, mmap_mode="r"), np.save),
     ".pt": (_load_tensors, _save_tensors),
 }
 

@@ -55,8 +55,8 @@ def texts(out: Path):
     """14 texts in batches of 4 on up to 4 processes: the last batch of 2 leaves some with nothing, and one group is short."""
     set_seed(0)
     student = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Linear(4, 1))
-    rows = TokenTable(torch.arange(14).numpy(), torch.arange(15).numpy())
-    loader = TextLoader({"text": (rows, 0, "right")}, None, batch_size=4, device=find_device())
+    rows = TokenTable(torch.arange(14).numpy(), torch.ones(14, dtype=torch.int64).numpy())
+    loader = TextLoader({"text": (rows, 0)}, None, batch_size=4, device=find_device())
     views = lambda tokens, ids, epoch: [tokens["input_ids"].float() / 14]  # noqa: E731
     views.num_global = 1
     history = train(

@@ -166,7 +166,7 @@ def cifar_teacher(path: Path):
     torch.save({"state_dict": {f"module.{name.replace('fc.', 'linear.')}": value for name, value in weights.items()}}, path)
 
 
-def _byte_pairs(corpus: list[str], special: list[str], vocab_size: int):
+def byte_pairs(corpus: list[str], special: list[str], vocab_size: int):
     """A byte-level BPE as Qwen's and DeepSeek's: what is decoded is what was encoded."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -208,7 +208,7 @@ def qwen(models_folder: Path, corpus: list[str]):
     folder = models_folder / "Qwen/Qwen2.5-0.5B"
     folder.mkdir(parents=True)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = _byte_pairs(corpus, special, 600)
+    tokenizer = byte_pairs(corpus, special, 600)
     tokenizer.save(str(folder / "tokenizer.json"))
     model = json.loads(tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
@@ -231,7 +231,7 @@ def deepseek(models_folder: Path, corpus: list[str]):
     folder = models_folder / "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     folder.mkdir(parents=True)
     begin, end = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-    tokenizer = _byte_pairs(corpus, [end, "<｜User｜>", "<｜Assistant｜>", begin], 700)
+    tokenizer = byte_pairs(corpus, [end, "<｜User｜>", "<｜Assistant｜>", begin], 700)
     first = [(begin, tokenizer.token_to_id(begin))]
     tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A", f"{begin} $A {begin} $B", special_tokens=first)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: "kdnb.files kdnb.distributed kdnb.params kdnb.runs kdnb.losses kdnb.progress",
     1: "kdnb.data kdnb.models",
-    2: "kdnb.text.texts kdnb.text.docstrings kdnb.text.tokens kdnb.text.batches kdnb.text.classifier kdnb.text.small_text "
+    2: "kdnb.text.texts kdnb.text.docstrings kdnb.text.text_data kdnb.text.tokenizer kdnb.text.tokens kdnb.text.batches "
+    "kdnb.text.classifier kdnb.text.small_text "
     "kdnb.evaluation.features kdnb.evaluation.probe kdnb.evaluation.knn kdnb.evaluation.quality kdnb.evaluation.compare "
     "kdnb.evaluation.evaluator kdnb.evaluation.statistics kdnb.plots",
     4: "kdnb.evaluation kdnb.text kdnb.papermill",

@@ -109,13 +109,23 @@ def find_columns(where: str, features, image: str | None, label: str | None) -> 
     whole = [name for name, kind in kinds.items() if kind.lstrip("u").startswith("int")]
     if label and label not in classes + whole:
         raise ValueError(f"label_column is {label!r}, but labels are ClassLabel or whole numbers; {where} has {there}.")
-    if not label:
-        found = classes or [name for name in whole if name in LABEL_NAMES]
-        found = [name for name in found if name in LABEL_NAMES][:1] or found
-        if len(found) > 1:
-            raise ValueError(f"{where} has several columns of labels; set label_column to one of {', '.join(found)}.")
-        label = found[0] if found else None
-    return image, label
+    return image, label or find_label_column(where, classes, whole)
+
+
+def find_label_column(where: str, classes: Sequence[str], others: Sequence[str]) -> str | None:
+    """The only column of class labels, or the one called label, class, target or the like; None where there is none.
+
+    Args:
+        classes: columns of type ClassLabel. others: columns that hold labels where their name says so.
+
+    Raises:
+        ValueError: several such columns.
+    """
+    named = [name for name in classes or others if name.lower() in LABEL_NAMES]
+    likely = named[:1] if classes and named else named or list(classes)
+    if len(likely) > 1:
+        raise ValueError(f"{where} has several columns of labels; set label_column to one of {', '.join(likely)}.")
+    return likely[0] if likely else None
 
 
 def _stream(builder, split: str, columns: Columns | None):

@@ -22,8 +22,7 @@ from kdnb.models.vision import require_as_many_layers, require_model
 from kdnb.models.weights import require_checkpoint
 from kdnb.params import ParameterError, arguments_of
 from kdnb.runs import anchored, local_or_hub
-from kdnb.text import text_teacher
-from kdnb.text.soft_labels import Data
+from kdnb.text.text_data import TextData, require_labels
 
 # The sampling regime of each training notebook, and the parameters that belong to it.
 SUBSETS = {
@@ -53,7 +52,7 @@ def check_run(p: SimpleNamespace, notebook: str):
     _refuse_faults(rules, p)
 
 
-def check_texts(p: SimpleNamespace, data: Data):
+def check_texts(p: SimpleNamespace, data: TextData):
     """Refuse what does not go with the texts that were loaded: before a teacher is built or trained for them.
 
     Raises:
@@ -61,7 +60,8 @@ def check_texts(p: SimpleNamespace, data: Data):
     """
     order, labels = Order(shard_sizes=(len(data.train),)), data.train.labels
     plan = EpochPlan(order, drop_last=False, **arguments_of(EpochPlan, p))
-    rules = [lambda p: text_teacher.require_labels(p, data), _shares, lambda p: _warm_up(p, plan, p.epochs)]
+    rules = [lambda p: require_labels(data.train, **arguments_of(require_labels, p)), _shares]
+    rules += [lambda p: _warm_up(p, plan, p.epochs)]
     if p.sweep_temperatures and (p.cache_teacher_logits or p.teacher_head == "labels"):
         numbers = None if labels is None else labels.numpy()
         rules += [lambda p: labels_fit(numbers, len(data.classes), alpha=min(p.sweep_alphas, default=1))]

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from kdnb.models.folder import write_folder
-from kdnb.text.tokens import load_tokenizer, published_file
+from kdnb.text.batches import build_loader
+from kdnb.text.texts import Texts
+from kdnb.text.tokenizer import load_tokenizer, published_file
 
 # Keys of a configuration of BERT that does not say that it is one, as the oldest do not (prajjwal1/bert-tiny).
 _BERT = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"}
@@ -164,6 +166,25 @@ def set_head(classifier: TextClassifier, weight: torch.Tensor, bias: torch.Tenso
         head.weight.copy_(weight)
     head.bias = nn.Parameter(bias.to(head.weight.device, head.weight.dtype), requires_grad=head.weight.requires_grad)
     classifier.head_is_random = False
+
+
+@torch.no_grad()
+def predict(
+    classifier: TextClassifier, texts: Texts, *, max_length: int, batch_size: int, features: bool = False
+) -> torch.Tensor:
+    """Logits float32 [N, C] of `texts` in their order, or features [N, D]; in eval mode on the training device, on the CPU."""
+    tokenizers, training, rows = {"text": classifier.tokenizer}, classifier.training, []
+    loader = build_loader(texts, tokenizers, max_length=max_length, batch_size=batch_size, shuffle=False)
+    classifier.to(loader.device).eval()
+    for batch in loader.batches(0):
+        rows.append(classifier(batch["text"])["features" if features else "logits"].float().cpu())
+    classifier.train(training)
+    return torch.cat(rows)
+
+
+def accuracy(logits: torch.Tensor, texts: Texts) -> float:
+    """Share of `texts` whose label has the largest of its logits [N, C]."""
+    return (logits.argmax(1) == texts.labels).double().mean().item()
 
 
 @contextlib.contextmanager

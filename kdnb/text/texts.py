@@ -1,4 +1,4 @@
-"""Texts and their classes.
+"""Labelled texts of one split of a data set: CSV or Parquet files, the Hub, or the built-in docstrings.
 
 A text set is read whole: 560,000 rows of 350 letters, the size of DBpedia, take about 3 s and 0.6 GB.
 """
@@ -14,133 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdnb.data.keyed import random_words
-from kdnb.data.splits import LABEL_NAMES, SPLITS, check_hub, no_split, open_split
+from kdnb.data.splits import SPLITS, check_hub, find_label_column, no_split, open_split
 from kdnb.text.docstrings import read_docstrings
 
 ALIASES = {"dbpedia": "fancyzhx/dbpedia_14", "ag_news": "fancyzhx/ag_news"}
-
-
-WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A split as columns.
-
-    Attributes:
-        name: for people. cells: each column's cells, in the order of the rows. label: the column that looks like the label's.
-        classes: class names by column, where there are any. first: the number of the first class in `label`, 0 or 1.
-    """
-
-    name: str
-    cells: dict[str, Sequence]
-    label: str | None = None
-    classes: dict[str, list[str]] = field(default_factory=dict)
-    first: int = 0
-
-
-def read_columns(dataset: str, split: str) -> Columns:
-    """One split of `dataset`: a path that exists, else `docstrings`, an alias, or a name on the Hub.
-
-    Raises:
-        ValueError: no such dataset or split (says which there are), a broken file.
-        FileNotFoundError: a folder without CSV or Parquet files, or a file that is not there.
-    """
-    path = Path(dataset).expanduser()
-    if dataset and path.is_dir():
-        return _read_folder(path, split)
-    if dataset and path.is_file():
-        return _read_file(path, split)
-    if path.suffix in (".csv", ".parquet"):  # no Hub name ends so
-        raise FileNotFoundError(f"dataset is {dataset!r}, but there is no such file.")
-    if dataset == "docstrings":
-        texts, labels, classes = read_docstrings(split)
-        return Columns(f"docstrings/{split}", {"text": texts, "label": labels}, "label", {"label": classes})
-    name = ALIASES.get(dataset, dataset)
-    try:
-        check_hub(name)
-    except ValueError as error:
-        reason = " ".join(str(error.__cause__).split())[:120] or type(error.__cause__).__name__
-        short = f" (short for {name})" if name != dataset else ""
-        raise ValueError(
-            f"dataset is {dataset!r}{short}, which is no file or folder here, and it could not be found on the Hugging Face "
-            f"Hub ({reason}); give an existing path, a Hub name (owner/name) and a network that reaches huggingface.co, or "
-            "'docstrings', which needs neither."
-        ) from error.__cause__
-    return _read_table(f"{dataset}/{split}", dataset, name, split)
-
-
-def _read_folder(path: Path, split: str) -> Columns:
-    name = f"{path.resolve().name}/{split}"
-    files = {file.stem: file for file in sorted(path.glob("*.csv"))}
-    if files:
-        if split not in files:
-            raise ValueError(no_split(str(path), split, files))
-        return _read_csv(name, files[split])
-    if not any(path.rglob("*.parquet")):
-        raise FileNotFoundError(f"{path} has neither CSV nor Parquet files; put train.csv and test.csv there.")
-    return _read_table(name, str(path), str(path), split)
-
-
-def _read_file(path: Path, split: str) -> Columns:
-    """The one split that a file has; `train`, the default, is taken for not having said."""
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"dataset is {str(path)!r}; allowed are a folder, a CSV file (.csv) or a Parquet file (.parquet).")
-    splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
-    if split not in (*splits, "train"):
-        raise ValueError(no_split(str(path), split, splits))
-    if path.suffix == ".csv":
-        return _read_csv(path.stem, path)
-    return _read_table(path.stem, str(path), "parquet", split, data_files={split: str(path)})
-
-
-def _read_csv(name: str, path: Path) -> Columns:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}).") from error
-    if not rows:
-        raise ValueError(f"{path} is empty; a row has a class and a text at least.")
-    header = None if WHOLE.fullmatch(rows[0][0]) else [cell.strip() for cell in rows.pop(0)]
-    names = header or (["label", "title", "content"] + [f"column {n}" for n in range(4, len(rows[0]) + 1)])[: len(rows[0])]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the header of {path} names a column twice: {', '.join(names)}.")
-    for number, row in enumerate(rows):
-        if len(row) != len(names):
-            raise ValueError(f"row {number} (from 0) of {path} has {len(row)} cells, but there are {len(names)} columns.")
-    cells = dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
-    likely = [column for column in names if column.lower() in LABEL_NAMES]
-    beside = path.with_name("classes.txt")
-    lines = beside.read_text(encoding="utf-8-sig").splitlines() if beside.is_file() else []
-    classes = [line.strip() for line in lines if line.strip()]
-    by_column = dict.fromkeys(names, classes) if classes else {}
-    return Columns(name, cells, _only(likely, str(path)), by_column, first=0 if header else 1)
-
-
-def _read_table(name: str, dataset: str, load: str, split: str, **files) -> Columns:
-    """The columns of single values; those of lists, pictures and the like are left out."""
-    import datasets
-
-    table, _ = open_split(dataset, load, split, **files)
-    classes = {column: kind.names for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
-    plain = [column for column, kind in table.features.items() if isinstance(kind, datasets.Value) or column in classes]
-    likely = [column for column in classes or plain if column.lower() in LABEL_NAMES]
-    label = likely[0] if classes and likely else _only(likely or list(classes), dataset)
-    return Columns(name, {column: table[column][:] for column in plain}, label, classes)
-
-
-def _only(likely: list[str], where: str) -> str | None:
-    """The only column that may hold labels."""
-    if len(likely) > 1:
-        raise ValueError(f"{where} has several columns of labels; set label_column to one of {', '.join(likely)}.")
-    return likely[0] if likely else None
-
-
+_WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 _MOST_CLASSES = 65536  # of numbers without names; a larger number is no class but an identifier
-
-
 _ENDS = (".", "!", "?", ":", ";", ",")
 
 
@@ -179,6 +58,14 @@ class Texts:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, texts=[self.texts[row] for row in rows.tolist()], labels=labels, ids=self.ids[rows])
 
+    @property
+    def missing_classes(self) -> list[str]:
+        """Names of the classes of which there is no text; none where the texts are unlabelled."""
+        if self.labels is None:
+            return []
+        present = set(self.labels.tolist())
+        return [name for number, name in enumerate(self.classes) if number not in present]
+
 
 def open_texts(
     dataset: str,
@@ -212,7 +99,7 @@ def open_texts(
         FileNotFoundError: a folder without CSV or Parquet files, or a file that is not there.
     """
     dataset = str(dataset)
-    columns = read_columns(dataset, split)
+    columns = _read_columns(dataset, split)
     text_columns = [text_columns] if isinstance(text_columns, str) else list(text_columns or [])
     for parameter, column in [("label_column", label_column)] + [("text_columns", column) for column in text_columns]:
         if column and column not in columns.cells:
@@ -222,10 +109,9 @@ def open_texts(
     label_column = label_column or columns.label
     text_columns = text_columns or [c for c, cells in columns.cells.items() if c != label_column and _is_text(cells)]
     if not text_columns:
-        there = ", ".join(columns.cells)
-        raise ValueError(f"{dataset} has no column of texts; set text_columns to one or more of its columns: {there}.")
-    parts = (columns.cells[column] for column in text_columns)
-    texts = [_join(row) for row in zip(*parts, strict=True)]
+        names = ", ".join(columns.cells)
+        raise ValueError(f"{dataset} has no column of texts; set text_columns to one or more of its columns: {names}.")
+    texts = [_join(row) for row in zip(*(columns.cells[column] for column in text_columns), strict=True)]
     kept = [row for row, text in enumerate(texts) if text]
     if not kept:
         raise ValueError(f"{dataset} has {len(texts)} rows in split {split}, but no text in {', '.join(text_columns)}.")
@@ -241,12 +127,104 @@ def open_texts(
     return every.take(kept)
 
 
-def missing_classes(texts: Texts) -> list[str]:
-    """Names of the classes of which there is no text; none where the texts are unlabelled."""
-    if texts.labels is None:
-        return []
-    counts = torch.bincount(texts.labels, minlength=len(texts.classes)).tolist()
-    return [name for name, count in zip(texts.classes, counts, strict=True) if not count]
+@dataclass(frozen=True)
+class _Columns:
+    """A split as columns.
+
+    Attributes:
+        name: for people. cells: each column's cells, in the order of the rows. label: the column that looks like the label's.
+        classes: class names by column, where there are any. first: the number of the first class in `label`, 0 or 1.
+    """
+
+    name: str
+    cells: dict[str, Sequence]
+    label: str | None = None
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    first: int = 0
+
+
+def _read_columns(dataset: str, split: str) -> _Columns:
+    """One split of `dataset`: a path that exists, else `docstrings`, an alias, or a name on the Hub."""
+    path = Path(dataset).expanduser()
+    if dataset and path.is_dir():
+        return _read_folder(path, split)
+    if dataset and path.is_file():
+        return _read_file(path, split)
+    if path.suffix in (".csv", ".parquet"):  # no Hub name ends so
+        raise FileNotFoundError(f"dataset is {dataset!r}, but there is no such file.")
+    if dataset == "docstrings":
+        texts, labels, classes = read_docstrings(split)
+        return _Columns(f"docstrings/{split}", {"text": texts, "label": labels}, "label", {"label": classes})
+    name = ALIASES.get(dataset, dataset)
+    try:
+        check_hub(name)
+    except ValueError as error:
+        reason = " ".join(str(error.__cause__).split())[:120] or type(error.__cause__).__name__
+        short = f" (short for {name})" if name != dataset else ""
+        raise ValueError(
+            f"dataset is {dataset!r}{short}, which is no file or folder here, and it could not be found on the Hugging Face "
+            f"Hub ({reason}); give an existing path, a Hub name (owner/name) and a network that reaches huggingface.co, or "
+            "'docstrings', which needs neither."
+        ) from error.__cause__
+    return _read_table(f"{dataset}/{split}", dataset, name, split)
+
+
+def _read_folder(path: Path, split: str) -> _Columns:
+    name = f"{path.resolve().name}/{split}"
+    files = {file.stem: file for file in sorted(path.glob("*.csv"))}
+    if files:
+        if split not in files:
+            raise ValueError(no_split(str(path), split, files))
+        return _read_csv(name, files[split])
+    if not any(path.rglob("*.parquet")):
+        raise FileNotFoundError(f"{path} has neither CSV nor Parquet files; put train.csv and test.csv there.")
+    return _read_table(name, str(path), str(path), split)
+
+
+def _read_file(path: Path, split: str) -> _Columns:
+    """The one split that a file has, which its name may begin with; `train`, the default of `split`, fits every file."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"dataset is {str(path)!r}; allowed are a folder, a CSV file (.csv) or a Parquet file (.parquet).")
+    splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
+    if split not in (*splits, "train"):
+        raise ValueError(no_split(str(path), split, splits))
+    if path.suffix == ".csv":
+        return _read_csv(path.stem, path)
+    return _read_table(path.stem, str(path), "parquet", split, data_files={split: str(path)})
+
+
+def _read_csv(name: str, path: Path) -> _Columns:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}).") from error
+    if not rows:
+        raise ValueError(f"{path} is empty; a row has a class and a text at least.")
+    header = None if _WHOLE.fullmatch(rows[0][0]) else [cell.strip() for cell in rows.pop(0)]
+    names = header or (["label", "title", "content"] + [f"column {n}" for n in range(4, len(rows[0]) + 1)])[: len(rows[0])]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the header of {path} names a column twice: {', '.join(names)}.")
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise ValueError(f"row {number} (from 0) of {path} has {len(row)} cells, but there are {len(names)} columns.")
+    cells = dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
+    beside = path.with_name("classes.txt")
+    lines = beside.read_text(encoding="utf-8-sig").splitlines() if beside.is_file() else []
+    classes = [line.strip() for line in lines if line.strip()]
+    by_column = dict.fromkeys(names, classes) if classes else {}
+    return _Columns(name, cells, find_label_column(str(path), [], names), by_column, first=0 if header else 1)
+
+
+def _read_table(name: str, dataset: str, load: str, split: str, **files) -> _Columns:
+    """The columns of single values; those of lists, pictures and the like are left out."""
+    import datasets
+
+    table, _ = open_split(dataset, load, split, **files)
+    classes = {column: kind.names for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+    plain = [column for column, kind in table.features.items() if isinstance(kind, datasets.Value) or column in classes]
+    label = find_label_column(dataset, list(classes), plain)
+    return _Columns(name, {column: table[column][:] for column in plain}, label, classes)
 
 
 def _is_text(cells: Sequence) -> bool:
@@ -278,8 +256,8 @@ def _labels(cells: Sequence, names: list[str] | None, where: str, first: int) ->
     if all(cell is None or (first == 0 and cell == -1) for cell in cells):
         return None, None
     words = [cell for cell in cells if isinstance(cell, str)]
-    if words and (first or all(WHOLE.fullmatch(word) for word in words)):
-        cells = [int(cell) if isinstance(cell, str) and WHOLE.fullmatch(cell) else cell for cell in cells]
+    if words and (first or all(_WHOLE.fullmatch(word) for word in words)):
+        cells = [int(cell) if isinstance(cell, str) and _WHOLE.fullmatch(cell) else cell for cell in cells]
         words = []
     if words:
         names = sorted(set(words)) if names is None else names
@@ -296,95 +274,3 @@ def _labels(cells: Sequence, names: list[str] | None, where: str, first: int) ->
         if isinstance(cell, float) or cell not in numbers:
             raise ValueError(f"row {row} (from 0) of {where} has the label {cell!r}; allowed are {allowed}.")
     return torch.tensor([numbers[cell] for cell in cells], dtype=torch.int64), list(names)
-
-
-_CHOOSE, _HOLD_OUT = 11, 12  # separate random streams, apart from those of the order of samples
-
-
-def stratified_rows(
-    labels: torch.Tensor | None,
-    count: int,
-    *,
-    seed: int,
-    on_short: str = "refuse",
-    name: str = "max_train_samples",
-    num_rows: int | None = None,
-) -> torch.Tensor:
-    """Choose `count` rows, each class by its share of all rows; int64 [count], ascending.
-
-    Shares are rounded by the largest remainder (ties by the seed); where `count` is at least the number of classes that
-    occur, every one keeps a row. A class's rows are taken in one seeded order: choices of two sizes share what they can.
-
-    Args:
-        labels: int64 [N], or None: then any rows of `num_rows`.
-        on_short: what to do when `count` exceeds N: `refuse`, or `take_all` and print a line. name: what `count` is called.
-
-    Raises:
-        ValueError: a count below 1 or, where refused, above N.
-    """
-    total = num_rows if labels is None else len(labels)
-    if total is None:
-        raise ValueError("num_rows is None; without labels it must say how many rows there are.")
-    if on_short not in ("refuse", "take_all"):
-        raise ValueError(f"on_short is {on_short!r}; allowed are refuse, take_all.")
-    if count < 1 or (count > total and on_short == "refuse"):
-        raise ValueError(f"{name} is {count}, but there are {total} texts; choose 1 to {total}.")
-    if count > total:
-        print(f"{name} is {count}, but there are {total} texts; all of them are taken.")
-        count = total
-    labels = np.zeros(total, dtype=np.int64) if labels is None else labels.numpy()
-    sizes = np.bincount(labels)
-    take = _apportion(sizes, count, _words(len(sizes), seed, _CHOOSE, 1))
-    return torch.from_numpy(np.flatnonzero(_ranks(labels, _words(total, seed, _CHOOSE, 0)) < take[labels]))
-
-
-def split_validation(texts: Texts, *, fraction: float, seed: int) -> tuple[Texts, Texts]:
-    """(train, validation): `fraction` of each class is held out, rounded, but at least one row and never the last one.
-
-    A class with a single row stays with train. Unlabelled texts are one class.
-
-    Raises:
-        ValueError: a fraction that is not between 0 and 1, or no class with two rows.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction}; the part held out for validation lies between 0 and 1, such as 0.1.")
-    labels = np.zeros(len(texts), dtype=np.int64) if texts.labels is None else texts.labels.numpy()
-    sizes = np.bincount(labels)
-    take = np.where(sizes > 1, np.clip(np.rint(fraction * sizes), 1, np.maximum(sizes - 1, 1)), 0)
-    held_out = _ranks(labels, _words(len(labels), seed, _HOLD_OUT)) < take[labels]
-    if not held_out.any():
-        raise ValueError(f"{texts.name} has {len(texts)} texts and no class with two, so none can be held out for validation.")
-    return texts.take(np.flatnonzero(~held_out)), texts.take(np.flatnonzero(held_out))
-
-
-def _words(n: int, seed: int, *stream: int) -> np.ndarray:
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; a seed must be 0 or larger.")
-    return random_words(n, seed, *stream)
-
-
-def _ranks(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Place of each row among the rows of its class, by `keys`."""
-    order = np.lexsort((keys, labels))
-    starts = np.searchsorted(labels[order], labels[order])
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[order] = np.arange(len(labels)) - starts
-    return ranks
-
-
-def _apportion(sizes: np.ndarray, count: int, ties: np.ndarray) -> np.ndarray:
-    """`count` in whole parts proportional to `sizes`; whoever would get less than one gets one, if that can be."""
-    take = np.zeros(len(sizes), dtype=np.int64)
-    open_ = sizes > 0
-    while count >= open_.sum() > 0:  # those below one get theirs first, and the others share what is left
-        small = open_ & (sizes * count < sizes[open_].sum())
-        if not small.any():
-            break
-        take[small], open_ = 1, open_ & ~small
-        count -= int(small.sum())
-    if not open_.any():
-        return take
-    whole, rest = np.divmod(np.where(open_, sizes, 0) * count, sizes[open_].sum())
-    first = np.lexsort((ties, -rest))[: count - int(whole.sum())]
-    whole[first] += 1
-    return take + whole

@@ -18,17 +18,19 @@ from test_notebooks import defaults
 from torch.nn.functional import cross_entropy
 
 from kdnb.losses import DistillationLoss
-from kdnb.params import check_params
+from kdnb.params import arguments_of, check_params
 from kdnb.runs import Run
-from kdnb.text import soft_labels, text_teacher
+from kdnb.text.batches import build_loader
+from kdnb.text.classifier import accuracy, predict
 from kdnb.text.small_text import make_small_classifier
-from kdnb.text.soft_labels import CachedLogits, LiveTextTeacher
-from kdnb.text.texts import stratified_rows
+from kdnb.text.soft_labels import CachedLogits, LiveTextTeacher, build_student, distil
+from kdnb.text.text_data import TextData, load_data, stratified_rows
+from kdnb.text.text_teacher import build_teacher, check_teacher
 
 pytestmark = pytest.mark.benchmark
 SEEDS = (0, 1, 2)
-TEACHER = {"kind": "modernbert", "hidden": 128, "layers": 2, "vocab_size": 16384, "dropout": 0.3}
-STUDENT = {"kind": "modernbert", "hidden": 96, "layers": 1, "vocab_size": 16384, "dropout": 0.3}
+TEACHER = {"hidden": 128, "layers": 2, "vocab_size": 16384, "dropout": 0.3}
+STUDENT = {"hidden": 96, "layers": 1, "vocab_size": 16384, "dropout": 0.3}
 RUNS = {  # labelled rows, alpha, epochs
     "200 rows, labels only": (200, 0.0, 60), "200 rows, distilled": (200, 0.7, 60), "200 rows, pure": (200, 1.0, 60),
     "1,000 rows, labels only": (1000, 0.0, 25), "1,000 rows, distilled": (1000, 0.7, 25), "1,000 rows, pure": (1000, 1.0, 25),
@@ -48,6 +50,11 @@ def parameters(dataset, **changes) -> SimpleNamespace:
     return SimpleNamespace(**given | changes)
 
 
+def call(function, p, *arguments, **changes):
+    """The function with those parameters that it takes."""
+    return function(*arguments, **arguments_of(function, p) | changes)
+
+
 def small(folder, data, shape, seed) -> str:
     make_small_classifier(folder, texts=data.pool.texts, classes=data.classes, max_length=64, seed=seed, **shape)
     return str(folder)
@@ -62,56 +69,58 @@ def report(accuracy: dict[str, list[float]]) -> dict[str, float]:
 
 
 def test_soft_labels_against_labels_alone_on_ag_news(real_data, tmp_path):
-    accuracy: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for seed in SEEDS:
         p = parameters(real_data / "ag_news", seed=seed)
-        data = soft_labels.load_data(p)
+        data = call(load_data, p)
         p.teacher = small(tmp_path / f"teacher{seed}", data, TEACHER, seed)
         p.student = small(tmp_path / f"student{seed}", data, STUDENT, seed)
         p.teacher_head, p.epochs = "finetune", 5
-        teacher = text_teacher.build_teacher(p, data)
-        text_teacher.check_teacher(p, teacher, data)
-        accuracy.setdefault("teacher", []).append(soft_labels.accuracy(p, teacher, data.test))
-        logits = soft_labels.answers(p, teacher, data.pool)
+        teacher = call(build_teacher, p, data)
+        call(check_teacher, p, teacher, data)
+        scores.setdefault("teacher", []).append(accuracy(call(predict, p, teacher, data.test), data.test))
+        logits = call(predict, p, teacher, data.pool)
         for name, (count, alpha, epochs) in RUNS.items():
             rows = range(len(data.pool)) if count is None else stratified_rows(data.pool.labels, count, seed=seed)
-            p.epochs, part = epochs, soft_labels.Data(data.pool, data.pool.take(rows), data.validation, data.test)
-            student, _ = soft_labels.distil(p, part, logits[list(rows)], Run(f"{seed} {name}", {}, outputs=tmp_path), alpha=alpha)
-            accuracy.setdefault(name, []).append(soft_labels.accuracy(p, student, data.test))
-    means = report(accuracy)
+            p.epochs, part = epochs, TextData(data.pool, data.pool.take(rows), data.validation, data.test)
+            student, _ = call(distil, p, part, logits[list(rows)], Run(f"{seed} {name}", {}, outputs=tmp_path), alpha=alpha)
+            scores.setdefault(name, []).append(accuracy(call(predict, p, student, data.test), data.test))
+    means = report(scores)
     assert means["all rows, no labels"] > means["200 rows, labels only"] > 0.25
 
 
 def test_soft_labels_against_labels_alone_on_the_built_in_texts(tmp_path):
     """The notebook's own parameters, teacher and student."""
-    given, accuracy = defaults("soft_distill_text"), {}
+    given, scores = defaults("soft_distill_text"), {}
     for seed in SEEDS:
         p = check_params(given | {"seed": seed}, "soft_distill_text")
-        data = soft_labels.load_data(p)
-        teacher = text_teacher.build_teacher(p, data)
-        accuracy.setdefault("teacher", []).append(soft_labels.accuracy(p, teacher, data.test))
-        logits = soft_labels.answers(p, teacher, data.train)
+        data = call(load_data, p)
+        teacher = call(build_teacher, p, data)
+        scores.setdefault("teacher", []).append(accuracy(call(predict, p, teacher, data.test), data.test))
+        logits = call(predict, p, teacher, data.train)
         for alpha in (0.0, p.alpha, 1.0):
-            student, _ = soft_labels.distil(p, data, logits, Run(f"{seed} {alpha}", {}, outputs=tmp_path), alpha=alpha)
-            accuracy.setdefault(f"alpha {alpha}", []).append(soft_labels.accuracy(p, student, data.test))
-    assert min(report(accuracy).values()) > 2 / len(data.classes)
+            student, _ = call(distil, p, data, logits, Run(f"{seed} {alpha}", {}, outputs=tmp_path), alpha=alpha)
+            scores.setdefault(f"alpha {alpha}", []).append(accuracy(call(predict, p, student, data.test), data.test))
+    assert min(report(scores).values()) > 2 / len(data.classes)
 
 
 def test_a_step_with_cached_logits_costs_what_a_supervised_step_costs(real_data, tmp_path):
     p = parameters(real_data / "ag_news", seed=0)
-    data = soft_labels.load_data(p)
+    data = call(load_data, p)
     p.teacher, p.student = small(tmp_path / "t", data, TEACHER, 0), small(tmp_path / "s", data, STUDENT, 0)
-    student, teacher = soft_labels.build_student(p, data).train(), text_teacher.build_teacher(p, data)
+    student, teacher = call(build_student, p, data).train(), call(build_teacher, p, data)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     soft = DistillationLoss("soft_targets", temperature=3.0, alpha=0.7)
-    cached, live = CachedLogits(soft_labels.answers(p, teacher, data.train)), LiveTextTeacher(teacher)
+    cached, live = CachedLogits(call(predict, p, teacher, data.train)), LiveTextTeacher(teacher)
     losses = {
         "supervised": lambda output, batch: cross_entropy(output["logits"], batch["label"]),
         "cached": lambda output, batch: soft([output], cached([], batch), batch["label"])["loss"],
         "live": lambda output, batch: soft([output], live([], batch), batch["label"])["loss"],
     }
+    tokenizers = {"text": student.tokenizer, "teacher_text": teacher.tokenizer}
+    loader = build_loader(data.train, tokenizers, max_length=p.max_length, batch_size=p.batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in losses}
-    for number, batch in enumerate(soft_labels.build_loader(p, data.train, student, teacher).batches(0)):
+    for number, batch in enumerate(loader.batches(0)):
         for name in sorted(losses, key=lambda name: (number * len(name)) % 5):  # no kind always comes first
             start = time.perf_counter()
             losses[name](student(batch["text"]), batch).backward()

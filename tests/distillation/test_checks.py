@@ -7,7 +7,7 @@ import torch
 
 from kdnb.distillation import build, checks
 from kdnb.params import ParameterError
-from kdnb.text.soft_labels import Data
+from kdnb.text.text_data import TextData
 from kdnb.text.texts import Texts
 
 SUBSET = {"processes": 1, "fixed_shards": 2, "fixed_choice": "first", "samples_per_epoch": None, "shards_per_epoch": 2}
@@ -134,10 +134,10 @@ def test_a_comparison_is_checked_before_its_runs_start(p, changes, sentence):
     assert sentence in found
 
 
-def texts(rows: int, labelled: bool = True) -> Data:
+def texts(rows: int, labelled: bool = True) -> TextData:
     labels = torch.arange(rows) % 3 if labelled else None
     part = Texts("t", ["x"] * rows, labels, ["a", "b", "c"], torch.arange(rows))
-    return Data(part, part, part, part)
+    return TextData(part, part, part, part)
 
 
 TEXT = {
@@ -166,7 +166,7 @@ def test_a_sweep_of_texts_is_checked_with_the_parameters():
             {"teacher_head": "linear"},
             50,
             False,
-            ["teacher_head is linear, but the training texts have no labels", "alpha is 0.5"],
+            ["have no labels, but teacher_head is linear", "alpha is 0.5"],
         ),
     ],
 )

@@ -218,12 +218,12 @@ def test_a_short_last_batch_counts_by_its_examples(tmp_path):
     from kdnb.text.batches import TextLoader
     from kdnb.text.tokens import TokenTable
 
-    rows = TokenTable(torch.arange(14).numpy(), torch.arange(15).numpy())
+    rows = TokenTable(torch.arange(14).numpy(), torch.ones(14, dtype=torch.int64).numpy())
     gradients = []
     for batch_size, accumulation in ((14, 1), (4, 4)):  # 14 = 4 + 4 + 4 + 2
         set_seed(0)
         student = torch.nn.Linear(1, 1)
-        loader = TextLoader({"text": (rows, 0, "right")}, None, batch_size=batch_size, shuffle=False)
+        loader = TextLoader({"text": (rows, 0)}, None, batch_size=batch_size, shuffle=False)
         views = lambda tokens, ids, epoch: [tokens["input_ids"].float()]  # noqa: E731
         views.num_global = 1
         run = Run(f"batch{batch_size}", {}, outputs=tmp_path)

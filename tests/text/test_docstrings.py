@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdnb.text import docstrings
-from kdnb.text.texts import missing_classes, open_texts
+from kdnb.text.texts import open_texts
 
 WORDS = ["array", "graph", "column", "figure", "solver", "layer", "token", "matrix", "axis", "label", "node", "edge", "plot"]
 
@@ -45,7 +45,7 @@ def test_every_class_has_the_same_number_of_texts_with_any_versions(built_in):
     for texts, count in zip(built_in, (320, 80), strict=True):
         assert Counter(texts.labels.tolist()) == dict.fromkeys(range(9), count)
         assert ", ".join(texts.classes) == "matplotlib, networkx, numpy, pandas, scipy, sklearn, sympy, torch, transformers"
-        assert missing_classes(texts) == []
+        assert texts.missing_classes == []
 
 
 def test_an_upgrade_changes_texts_but_neither_their_number_nor_their_split(write_library):

@@ -10,7 +10,7 @@ import transformers
 
 from kdnb.text.classifier import load_classifier, save_classifier
 from kdnb.text.text_teacher import label_logits
-from kdnb.text.tokens import load_tokenizer
+from kdnb.text.tokenizer import load_tokenizer
 
 DEEPSEEK = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 TEXT = "A naïve café,\n  two  spaces; 漢字 isn't 1234!"

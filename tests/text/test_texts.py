@@ -1,4 +1,4 @@
-"""Texts come as their files say, whatever the format, and choices of them are stratified, exact and repeatable."""
+"""Texts come as their files say, whatever the format."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 
-from kdnb.text.texts import Texts, missing_classes, open_texts
+from kdnb.text.texts import Texts, open_texts
 
 
 def write(folder, name="train.csv", content="", classes=None):
@@ -26,7 +26,7 @@ def test_ag_news_as_it_is_distributed(real_data):
     train, test = (open_texts(str(real_data / "ag_news"), split=split) for split in ("train", "test"))
     assert (len(train), len(test), train.name) == (6000, 800, "ag_news/train")
     assert train.classes == test.classes == ["World", "Sports", "Business", "Sci/Tech"]
-    assert missing_classes(train) == missing_classes(test) == []
+    assert train.missing_classes == test.missing_classes == []
     assert test.texts[1] == (
         "Glazer raises stake in United to close on buy-out trigger point. Malcolm Glazer edged closer to triggering a "
         "mandatory bid for Manchester United last night by increasing his stake in the club to 27."
@@ -58,10 +58,10 @@ def test_csv_with_header_finds_its_columns(tmp_path):
     assert texts.classes == ["neg", "pos"] and texts.labels.tolist() == [1, 0, 1]
     stars = open_texts(str(path), label_column="stars", text_columns=["Review"])
     assert stars.classes == ["0", "1", "2", "3", "4", "5"] and stars.labels.tolist() == [5, 1, 4]
-    assert missing_classes(stars) == ["0", "2", "3"]
+    assert stars.missing_classes == ["0", "2", "3"]
     assert open_texts(str(path), classes=["pos", "neg"]).labels.tolist() == [0, 1, 0]
     plain = open_texts(str(write(tmp_path, "dev.csv", "text\nonly texts here\n")), split="dev")
-    assert plain.labels is None and plain.classes is None and missing_classes(plain) == []
+    assert plain.labels is None and plain.classes is None and plain.missing_classes == []
 
 
 def features(**more):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from text_models import make_text_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kdnb.text.small_text import make_small_classifier
 from kdnb.text.text_teacher import _QUESTION, label_logits
 
 CLASSES = ["sport", "fine science"]
@@ -15,7 +15,7 @@ TEXTS = ["the team won the match", "atoms, molecules and a galaxy far away", "go
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("lm") / "model"
     corpus = [f"{text}{_QUESTION} {name}" for text in TEXTS for name in CLASSES]
-    make_small_classifier(path, texts=corpus, classes=CLASSES, kind="qwen2", vocab_size=400, hidden=32, causal=True)
+    make_text_model(path, "qwen2", texts=corpus, classes=CLASSES, causal=True)
     return str(path)
 
 
