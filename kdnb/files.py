@@ -31,7 +31,7 @@ class HashingFile:
     """A file to write to that counts and hashes the bytes on their way.
 
     Attributes:
-        size: bytes so far. sha256: of them. error: what the disk answered when it refused one.
+        size: bytes so far. sha256: of them. error: what the disk raised when it refused one.
     """
 
     def __init__(self, file: BinaryIO):

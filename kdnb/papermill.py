@@ -181,7 +181,7 @@ class _Forward:
     def _end(self):
         for kernel in _kernels():
             kernel.kill()
-        _say(128 + signal.SIGTERM, "stopped by SIGTERM, to which the kernel did not answer")
+        _say(128 + signal.SIGTERM, "stopped by SIGTERM, to which the kernel did not react")
         os._exit(128 + signal.SIGTERM)
 
 

@@ -6,6 +6,9 @@
 prints, headless, `train: step 120/500 | 38.2 steps/s | 10 s left | loss 0.412`. In JupyterLab the same line stands under a
 progress bar, with a curve of the named value. An update costs less than a microsecond while nothing is due, and drawing takes
 at most 4% of the time. The environment variable KDNB_PROGRESS forces `widgets`, `text` or `none`.
+
+Not tqdm.auto: that shows widgets to every kernel, papermill's and nbval's too, where nobody sees them move, rewrites one line
+instead of writing lines to a log, and knows no curve.
 """
 
 import html
@@ -56,11 +59,10 @@ class Display:
         self._due = self._begun + _EVERY_S[self.mode]
 
     def update(self, done: int, *, total: int | None = None, **info: float):
-        """Say that `done` units are finished in all, with plain numbers to show beside it.
+        """Note that `done` units are finished in all, with plain numbers to show beside it.
 
-        A `total` that is given replaces the one so far. Names carry their units: `data_wait_s`, `bytes_written`,
-        `images_per_second`. What is None is left out. `<unit>s_per_second` and `seconds_left` replace what the display would
-        measure itself. After `close` nothing is shown.
+        A `total` replaces the one so far. Names carry their units: `data_wait_s`, `bytes_written`, `images_per_second`. What is
+        None is left out. After `close` nothing is shown.
         """
         now = self._clock()
         self._done, self._info = done, info
@@ -107,8 +109,8 @@ class Display:
         if since is None:  # closed without a single update
             return f"no {unit} done | {ended}" if ended.startswith("stopped") else f"nothing was left to do | {ended}"
         known = now > since[0] and self._done > since[1]
-        speed = info.pop(f"{unit}s_per_second", (self._done - since[1]) / (now - since[0]) if known else 0)
-        left = info.pop("seconds_left", (self.total - self._done) / speed if speed and self.total is not None else None)
+        speed = (self._done - since[1]) / (now - since[0]) if known else 0
+        left = (self.total - self._done) / speed if speed and self.total is not None else None
         parts = [f"{unit} {self._done:,}" + ("" if self.total is None else f"/{self.total:,}")]
         if speed:  # less than one in ten seconds reads better the other way round
             parts += [f"{format_number(speed)} {unit}s/s" if speed >= 0.1 else f"{format_duration(1 / speed)}/{unit}"]

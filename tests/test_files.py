@@ -1,12 +1,13 @@
 """Files appear whole or not at all, also when several write the same one."""
 
+import multiprocessing
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from kdnb.files import hash_of, memoize, remove_temporary, write_atomically
+from kdnb.files import Held, hash_of, memoize, only_process, remove_temporary, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -39,6 +40,29 @@ def test_two_writers_of_one_file_leave_one_whole_file(tmp_path):
     for thread in threads:
         thread.join()
     assert path.read_bytes() in (b"a" * 1000, b"b" * 1000) and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def is_held(path) -> bool:
+    """Whether a process of its own finds it held."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_cannot_hold, (path,))
+
+
+def _cannot_hold(path) -> bool:
+    try:
+        with only_process(path):
+            return False
+    except Held:
+        return True
+
+
+def test_a_file_that_is_held_twice_is_held_until_the_outer_block_ends(tmp_path):
+    path = tmp_path / ".lock"
+    with only_process(path):
+        with only_process(path):
+            assert is_held(path)
+        assert is_held(path)
+    assert not is_held(path)
 
 
 def test_what_a_kill_left_is_removed(tmp_path):

@@ -85,15 +85,15 @@ def test_slow_work_is_told_in_time_per_unit(capsys, clock, text):
     assert capsys.readouterr().out.splitlines()[-1] == "t: epoch 2/10 | 1 min 15 s/epoch | 10 min 0 s left"
 
 
-def test_what_the_caller_measured_replaces_the_own_speed(capsys, clock, text):
+def test_names_carry_their_units_and_what_is_none_is_left_out(capsys, clock, text):
     display = Display(None, title="precompute", unit="image", clock=clock)
-    display.update(64, total=None, images_per_second=32.0, seconds_left=None, bytes_written=1_500_000)
+    display.update(64, total=None, bytes_written=1_500_000)
     clock.now += 5
-    display.update(128, total=640, images_per_second=64.0, seconds_left=8, bytes_written=3_000_000)
+    display.update(128, total=640, views_per_second=64.0, accuracy=None, bytes_written=3_000_000)
     display.close()
     middle, last = capsys.readouterr().out.splitlines()
-    assert middle == "precompute: image 128/640 | 64 images/s | 8.0 s left | written 3 MB"
-    assert last == "precompute: image 128/640 | 64 images/s | took 5.0 s | written 3 MB"
+    assert middle == "precompute: image 128/640 | 12.8 images/s | 40 s left | 64 views/s | written 3 MB"
+    assert last == "precompute: image 128/640 | 12.8 images/s | took 5.0 s | 64 views/s | written 3 MB"
 
 
 def test_an_unknown_total_shows_no_time_left(capsys, clock, text):

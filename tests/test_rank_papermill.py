@@ -126,7 +126,7 @@ def test_a_kernel_that_does_not_answer_is_ended(tmp_path):
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), process=process)
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "to which the kernel did not answer" in error
+    assert process.returncode == 143 and "to which the kernel did not react" in error
     wait_for(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())))
 
 

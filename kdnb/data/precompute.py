@@ -9,7 +9,6 @@ on where it stopped, and ends with the bytes that an undisturbed run gives. Cost
 import contextlib
 import itertools
 import re
-import time
 from pathlib import Path
 
 from kdnb.data.cache import STORAGE_DTYPES
@@ -64,7 +63,7 @@ def precompute(
         verify: compare the checksums of all stored shards and make altered ones again; sizes are always compared.
         part, parts: make only every `parts`-th shard, from number `part` on; other jobs make the others, at any time and on
             any machine that shares the folder (see `kdnb.data.cache_writer`).
-        progress: object with `update(done, total=, images_per_second=, seconds_left=, bytes_written=)`.
+        progress: object with `update(done, total=, bytes_written=)`, a `kdnb.progress.Display` say.
 
     Raises:
         ValueError: a parameter out of range, an empty source, or a cache that was made from another source or with
@@ -139,7 +138,7 @@ class _Report:
     def __init__(self, cache: CacheWriter, progress):
         self._cache, self._progress = cache, progress
         self._before = sum(covered(entry) for entry in cache.entries.values())
-        self._made, self._written, self._start = 0, 0, time.monotonic()
+        self._made = self._written = 0
 
     def one(self):
         self._made += 1
@@ -153,11 +152,7 @@ class _Report:
     def _update(self):
         if self._progress is None:
             return
-        done, total = self._before + self._made, self._cache.total
-        speed = self._made / max(time.monotonic() - self._start, 1e-9)
-        left = None if total is None else (total - done) / speed
-        written = self._written
-        self._progress.update(done, total=total, images_per_second=speed, seconds_left=left, bytes_written=written)
+        self._progress.update(self._before + self._made, total=self._cache.total, bytes_written=self._written)
 
 
 def _owner(name: str, parts: int) -> int | None:

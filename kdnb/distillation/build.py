@@ -20,6 +20,7 @@ from kdnb.data.sources import open_source
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.distillation.teacher import LiveTeacher
 from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_better_than_chance
+from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.folder import save_model, write_cards
@@ -198,8 +199,4 @@ def write_run_cards(run: Run):
 
 def training_settings(p: SimpleNamespace) -> dict:
     """The keyword arguments of `train` that are parameters of the notebook."""
-    names = (
-        "epochs learning_rate weight_decay warmup_steps gradient_accumulation_steps clip_grad_norm mixed_precision "
-        "compile_student batch_norm seed save_every_steps keep_checkpoints"
-    )
-    return {name: getattr(p, name) for name in names.split()} | {"save_model": partial(save_student, p)}
+    return arguments_of(train, p) | {"save_model": partial(save_student, p)}

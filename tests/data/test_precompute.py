@@ -319,9 +319,7 @@ def test_progress_says_how_far(tmp_path):
     index = fill(pictures(150), tmp_path, shard_size=100, progress=watcher)
     assert [done for done, _ in watcher.calls] == [64, 100, 128, 150]
     last = watcher.calls[-1][1]
-    assert last["total"] == 150 and last["seconds_left"] == 0 and last["images_per_second"] > 0
-    assert last["bytes_written"] == sum(entry["bytes"] for entry in index["shards"])
-    assert watcher.calls[0][1]["seconds_left"] == pytest.approx(86 / watcher.calls[0][1]["images_per_second"])
+    assert last == {"total": 150, "bytes_written": sum(entry["bytes"] for entry in index["shards"])}
 
 
 @pytest.mark.parametrize(
