@@ -1,4 +1,4 @@
-"""What a subset leaves out, and what a test set should not hold: classes covered, and images that training has seen."""
+"""What a selection of images holds: the classes that a subset covers, and the test images that training has seen."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from kdnb.data.reader import ShardReader
-from kdnb.files import write_atomically
+from kdnb.files import hash_of, memoize
 
-_RARE = 5.0  # standard deviations beyond which chance is no explanation: one in three million random samples
+_RARE = 3e-7  # probability below which chance is no explanation: one in three million random samples
+_ROWS = 256  # read at a time
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,17 @@ class ClassCoverage:
     def fair(self) -> bool:
         """False where a random choice of as many images would hardly ever be spread so unevenly over the classes.
 
-        Pearson's chi-squared against the proportions of the whole, corrected for drawing without replacement and brought to
-        standard deviations by Wilson and Hilferty (1931). Subsets of an order that knows nothing of classes are fair.
+        Pearson's chi-squared test against the proportions of the whole, corrected for drawing without replacement. Subsets of an
+        order that knows nothing of classes are fair.
         """
+        from scipy.special import chdtrc
+
         total = self.total[self.total > 0]
         share, freedom = self.seen.sum() / max(total.sum(), 1), len(total) - 1
         if freedom < 1 or not 0 < share < 1:
             return True
         squares = ((self.seen[self.total > 0] - share * total) ** 2 / (share * total)).sum() / (1 - share)
-        spread = 2 / (9 * freedom)
-        return bool(((squares / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5 < _RARE)
+        return bool(chdtrc(freedom, squares) > _RARE)
 
     def __str__(self) -> str:
         if not len(self.total):
@@ -76,30 +78,18 @@ def class_coverage(labels: np.ndarray | None, seen: np.ndarray, *, classes: list
     return ClassCoverage(held[known], total[known])
 
 
-_ROWS = 256
-
-
-def image_digests(cache_dir: str | Path, keep_in: str | Path | None = None) -> np.ndarray:
-    """Digests of all images of a cache, in stored order, bytes [N] of 16 each.
-
-    Args:
-        keep_in: folder for a file with the digests; a later call for a cache of the same content reads that.
-    """
+def image_digests(cache_dir: str | Path, folder: str | Path) -> np.ndarray:
+    """Digests of all images of a cache, in stored order, bytes [N] of 16 each; kept in a file in `folder` (see `memoize`)."""
     reader = ShardReader(cache_dir)
-    content = hashlib.sha256(repr([shard["sha256"] for shard in reader.index["shards"]]).encode()).hexdigest()
-    kept = None if keep_in is None else Path(keep_in) / f"digests_{content[:32]}.npy"
-    if kept is not None and kept.exists():
-        return np.load(kept)
-    digests = np.empty(len(reader), dtype="S16")
-    for start in range(0, len(reader), _ROWS):
-        images = reader.read(np.arange(start, min(start + _ROWS, len(reader))))["image"].numpy()
-        for row, image in enumerate(images, start):
-            # S16 drops zeros at the end, on both sides of a comparison alike.
-            digests[row] = hashlib.blake2b(image, digest_size=16).digest()
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, lambda file: np.save(file, digests))
-    return digests
+
+    def compute() -> np.ndarray:
+        rows = np.arange(len(reader))
+        batches = (reader.read(rows[at : at + _ROWS])["image"].numpy() for at in range(0, len(rows), _ROWS))
+        digests = [hashlib.blake2b(image, digest_size=16).digest() for images in batches for image in images]
+        return np.array(digests, dtype="S16")  # which drops zeros at the end, on both sides of a comparison alike
+
+    content = hash_of([shard["sha256"] for shard in reader.index["shards"]])
+    return memoize(Path(folder) / f"digests_{content}.npy", compute)
 
 
 def overlap(held_out: np.ndarray, training: np.ndarray) -> int:

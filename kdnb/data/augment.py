@@ -44,14 +44,16 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 
 
 def unit_range(images: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> torch.Tensor:
-    """Images [B, 3, H, W] as float32 in [0, 1]: uint8 divided by 255; float images whose normalisation with `mean` and `std`, if
-    they are given, is undone."""
-    if images.dtype == torch.uint8:
-        return torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images).mul_(1 / 255)
-    if mean is None:
-        return images.float()
-    device = images.device
-    return images.float().mul(per_channel(std, device)).add_(per_channel(mean, device)).clamp_(0, 1)
+    """Images [B, 3, H, W] as float32 in [0, 1]: uint8 divided by 255; of float images, the normalisation with `mean` and `std` is
+    undone where these are given."""
+    return unit_range_(images.to(torch.float32, copy=mean is not None), images.dtype, mean, std)
+
+
+def unit_range_(x: torch.Tensor, dtype: torch.dtype, mean: Sequence[float] | None, std: Sequence[float] | None) -> torch.Tensor:
+    """`unit_range` of images of `dtype` whose values, cast or resized, are in the float32 `x`."""
+    if dtype == torch.uint8:
+        return x.mul_(1 / 255)
+    return x if mean is None else x.mul_(per_channel(std, x.device)).add_(per_channel(mean, x.device)).clamp_(0, 1)
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:
@@ -74,29 +76,30 @@ class Resampler:
         top, left, height, width = torch.from_numpy(boxes.T.astype(np.float32)).to(device).unsqueeze(-1)  # each [B, 1]
         place = torch.arange(size, dtype=torch.float32, device=device)
         mirrored = torch.where(torch.from_numpy(mirror).to(device)[:, None], size - 1 - place, place)
-        self.rows = _taps(place, top, height, size, self._num_taps(self.extents[:, 0]))
-        self.columns = _taps(mirrored, left, width, size, self._num_taps(self.extents[:, 1]))
+        num_rows, num_columns = self._num_taps(slice(None))
+        self.rows = _taps(place, top, height, size, num_rows)
+        self.columns = _taps(mirrored, left, width, size, num_columns)
 
-    def _num_taps(self, extents: np.ndarray) -> int:
-        return int(np.ceil(2 * max(1.0, extents.max(initial=0) / self.size)))
+    def _num_taps(self, part: slice) -> list[int]:
+        """How many rows, and how many columns, of an image make up one of the output, at most, in the samples `part`."""
+        return np.ceil(2 * np.maximum(1, self.extents[part].max(0, initial=0) / self.size)).astype(int).tolist()
 
     def __call__(self, images: torch.Tensor, part: slice) -> torch.Tensor:
         """The samples `part` of the batch `images` [B, 3, H, W] as float32 [n, 3, size, size], values in the same units."""
-        images = images[part]
+        images, (num_rows, num_columns) = images[part], self._num_taps(part)
         n, channels, height, width = images.shape
-        extents = self.extents[part]
         first = torch.arange(n * channels, device=images.device).view(n, channels, 1) * height  # row 0 of each plane
-        planes, rows = images.reshape(-1, width), None
-        (index, weight), (column_index, column_weight) = self.rows, self.columns
-        for k in range(self._num_taps(extents[:, 0])):
-            chosen = planes.index_select(0, (first + index[part, k, None]).view(-1)).view(n, channels, -1, width)
-            chosen = chosen.float().mul_(weight[part, k, None, :, None])
-            rows = chosen if rows is None else rows.add_(chosen)
-        out = None
-        for k in range(self._num_taps(extents[:, 1])):
-            chosen = rows.gather(3, column_index[part, k, None, None].expand(-1, channels, self.size, -1))
-            chosen = chosen.mul_(column_weight[part, k, None, None])
-            out = chosen if out is None else out.add_(chosen)
+        planes, rows, out = images.reshape(-1, width), None, None
+        index, weight = self.rows
+        for k in range(num_rows):
+            tap = planes.index_select(0, (first + index[part, k, None]).view(-1)).view(n, channels, -1, width)
+            tap = tap.float().mul_(weight[part, k, None, :, None])
+            rows = tap if rows is None else rows.add_(tap)
+        index, weight = self.columns
+        for k in range(num_columns):
+            tap = rows.gather(3, index[part, k, None, None].expand(-1, channels, self.size, -1))
+            tap = tap.mul_(weight[part, k, None, None])
+            out = tap if out is None else out.add_(tap)
         return out
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdnb.data.augment import Resampler, change_colours, parts, per_channel, unit_range
+from kdnb.data.augment import Resampler, change_colours, parts, unit_range, unit_range_
 from kdnb.data.keyed import uniform
 
 _TRIES = 10  # boxes tried before the centre is taken, as in torchvision
@@ -49,81 +49,97 @@ def _random_boxes(u: np.ndarray, height: int, width: int, scale: Sequence[float]
     return np.concatenate([corner, sides], 1)
 
 
-def _boxes_and_mirrors(images, ids, epoch, view, *, seed, scale, ratio, horizontal_flip) -> tuple[np.ndarray, np.ndarray]:
-    u = uniform(seed, epoch, ids.numpy(), view, [*_CROP, _FLIP])
-    mirror = (u[:, -1] < 0.5) & horizontal_flip
-    return _random_boxes(u[:, :-1], *images.shape[2:], scale, ratio), mirror
+class _Transform:
+    """What the transforms share: checks, and how a view is made. Subclasses are dataclasses with `mean`, `std` and `_view`."""
 
+    num_global = num_views = 1
 
-def _render(images, boxes, mirror, size, *, mean, std, colours=None) -> torch.Tensor:
-    """Crop, resize, mirror and change colours: float32 [B, 3, size, size] in [0, 1]."""
-    device = images.device
-    resample = Resampler(boxes, mirror, size, device)
-    out = torch.empty((len(images), 3, size, size), dtype=torch.float32, device=device)
-    for part in parts(len(images), 3 * size * size, device):
-        x = resample(images, part)
-        if images.dtype == torch.uint8:
-            x.mul_(1 / 255)
-        elif mean is not None:  # resizing commutes with normalising, changing colours does not
-            x.mul_(per_channel(std, device)).add_(per_channel(mean, device)).clamp_(0, 1)
-        out[part] = x if colours is None else colours(x, part)
-    return out
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if name.endswith("size") and value < 1:
+                raise ValueError(f"{name} is {value}; a view has at least 1 pixel a side.")
+            if name.endswith("scale") and not 0 < value[0] <= value[1] <= 1:
+                raise ValueError(f"{name} is {value}; a crop's share of the area lies in (0, 1], the smaller bound first.")
+            if name == "ratio" and not 0 < value[0] <= value[1]:
+                raise ValueError(f"{name} is {value}; width over height is positive, the smaller bound first.")
 
+    def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
+        """The `num_views` views of each image in `epoch`: float32 [B, 3, size, size] in [0, 1]."""
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise ValueError(f"images has shape {list(images.shape)}; views are made from batches [B, 3, H, W].")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images is {images.dtype}; views are made from uint8 or float images.")
+        if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.device.type != "cpu":
+            kind = f"{ids.dtype} on {ids.device}" if isinstance(ids, torch.Tensor) else type(ids).__name__
+            raise ValueError(f"ids is {kind}; views are keyed by an int64 tensor on the host: keep batch['id'] on the CPU.")
+        if ids.shape != images.shape[:1]:
+            raise ValueError(f"ids has shape {list(ids.shape)} for {len(images)} images; each image needs one id.")
+        return [self._view(images, ids.numpy(), epoch, view) for view in range(self.num_views)]
 
-def _check_call(images: torch.Tensor, ids: torch.Tensor):
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise ValueError(f"images has shape {list(images.shape)}; views are made from batches [B, 3, H, W].")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images is {images.dtype}; views are made from uint8 or float images.")
-    if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.device.type != "cpu":
-        found = f"{ids.dtype} on {ids.device}" if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise ValueError(f"ids is {found}; views are keyed by an int64 tensor on the host: keep batch['id'] on the CPU.")
-    if ids.shape != images.shape[:1]:
-        raise ValueError(f"ids has shape {list(ids.shape)} for {len(images)} images; each image needs one id.")
+    def _random_crop(self, images, ids, epoch, view, *, size, scale, ratio, colours=None) -> torch.Tensor:
+        """A box of `_random_boxes`, mirrored half of the time, as float32 [B, 3, size, size]."""
+        u = uniform(self.seed, epoch, ids, view, [*_CROP, _FLIP])
+        boxes = _random_boxes(u[:, :-1], *images.shape[2:], scale, ratio)
+        return self._render(images, boxes, (u[:, -1] < 0.5) & self.horizontal_flip, size, colours)
 
-
-def _check_settings(**settings):
-    for name, value in settings.items():
-        if name.endswith("size") and value < 1:
-            raise ValueError(f"{name} is {value}; a view has at least 1 pixel a side.")
-        if name.endswith("scale") and not 0 < value[0] <= value[1] <= 1:
-            raise ValueError(f"{name} is {value}; a crop's share of the area lies in (0, 1], the smaller bound first.")
-        if name == "ratio" and not 0 < value[0] <= value[1]:
-            raise ValueError(f"{name} is {value}; width over height is positive, the smaller bound first.")
+    def _render(self, images, boxes, mirror, size, colours=None) -> torch.Tensor:
+        """Crop, resize, mirror and change colours: float32 [B, 3, size, size] in [0, 1]."""
+        resample = Resampler(boxes, mirror, size, images.device)
+        out = torch.empty((len(images), 3, size, size), dtype=torch.float32, device=images.device)
+        for part in parts(len(images), 3 * size * size, images.device):
+            # Resizing commutes with normalising, changing colours does not.
+            x = unit_range_(resample(images, part), images.dtype, self.mean, self.std)
+            out[part] = x if colours is None else colours(x, part)
+        return out
 
 
 @dataclass(kw_only=True)
-class CleanTransform:
-    """The un-augmented view: resized where `size` differs from the images'."""
+class CleanTransform(_Transform):
+    """The un-augmented view: resized where `size` differs from the images'. Called as the module says.
+
+    Args:
+        size: pixels a side of the view. mean, std: of float images that were stored normalised.
+
+    Raises:
+        ValueError: a size below 1; when called: bad images or ids.
+
+    Example:
+        >>> images, ids = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8), torch.arange(2)
+        >>> (view,) = CleanTransform(size=4)(images, ids, epoch=0)
+        >>> view.shape, round(view.mean().item(), 3)
+        (torch.Size([2, 3, 4, 4]), 0.2)
+    """
 
     size: int
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    num_global = num_views = 1
 
-    def __post_init__(self):
-        _check_settings(size=self.size)
-
-    def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
-        """[view [B, 3, size, size]]; neither ids nor epoch change it."""
-        _check_call(images, ids)
+    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
         height, width = images.shape[2:]
         if height == width == self.size:
-            return [unit_range(images, self.mean, self.std)]
+            return unit_range(images, self.mean, self.std)
         boxes = np.tile([0, 0, height, width], (len(images), 1))
-        return [_render(images, boxes, np.zeros(len(images), dtype=bool), self.size, mean=self.mean, std=self.std)]
+        return self._render(images, boxes, np.zeros(len(images), dtype=bool), self.size)
 
 
 @dataclass(kw_only=True)
-class SimpleTransform:
-    """One view: random resized crop, mirrored half of the time.
+class SimpleTransform(_Transform):
+    """One view: random resized crop, mirrored half of the time. Called as the module says.
 
     Args:
+        size: pixels a side of the view.
         scale, ratio: bounds of the crop's share of the area and of its width over height.
         mean, std: of float images that were stored normalised.
 
     Raises:
         ValueError: a size below 1, a scale outside (0, 1], a bad ratio; when called: bad images or ids.
+
+    Example:
+        >>> views = SimpleTransform(size=4, seed=1)
+        >>> images, ids = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(1, 3, 8, 8), torch.tensor([17])
+        >>> (first,), (again,), (later,) = views(images, ids, 0), views(images, ids, 0), views(images, ids, 1)
+        >>> first.shape, torch.equal(first, again), torch.equal(first, later)
+        (torch.Size([1, 3, 4, 4]), True, False)
     """
 
     size: int
@@ -133,21 +149,13 @@ class SimpleTransform:
     scale: Sequence[float] = (0.25, 1.0)
     ratio: Sequence[float] = (3 / 4, 4 / 3)
     horizontal_flip: bool = True
-    num_global = num_views = 1
 
-    def __post_init__(self):
-        _check_settings(size=self.size, scale=self.scale, ratio=self.ratio)
-
-    def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
-        """[view [B, 3, size, size]]."""
-        _check_call(images, ids)
-        crop = {"seed": self.seed, "scale": self.scale, "ratio": self.ratio, "horizontal_flip": self.horizontal_flip}
-        boxes, mirror = _boxes_and_mirrors(images, ids, epoch, 0, **crop)
-        return [_render(images, boxes, mirror, self.size, mean=self.mean, std=self.std)]
+    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
+        return self._random_crop(images, ids, epoch, view, size=self.size, scale=self.scale, ratio=self.ratio)
 
 
 @dataclass(kw_only=True)
-class FastMultiCropTransform:
+class FastMultiCropTransform(_Transform):
     """Two global views and, with `use_local_crops`, `local_crops_number` small ones, augmented as for DINO.
 
     Caron et al. 2021, section 3, after BYOL: colour jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8, in the fixed order
@@ -155,12 +163,19 @@ class FastMultiCropTransform:
     probability 1 and 0.1 for the global views and 0.5 for local ones; solarise 0.2 for the second global view.
 
     Args:
+        global_size, local_size: pixels a side of the views.
         photometric: False leaves colours alone: crop and flip only.
         global_scale, local_scale: bounds of the crops' share of the area; width over height is 3/4 to 4/3.
         mean, std: of float images that were stored normalised.
 
     Raises:
         ValueError: a size below 1, a scale outside (0, 1]; when called: bad images or ids.
+
+    Example:
+        >>> views = FastMultiCropTransform(global_size=16, local_size=8, use_local_crops=True, local_crops_number=4)
+        >>> crops = views(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2), epoch=0)
+        >>> [crop.shape[-1] for crop in crops], views.num_global
+        ([16, 16, 8, 8, 8, 8], 2)
     """
 
     global_size: int
@@ -177,10 +192,7 @@ class FastMultiCropTransform:
     num_global = 2
 
     def __post_init__(self):
-        _check_settings(
-            global_size=self.global_size, local_size=self.local_size,
-            global_scale=self.global_scale, local_scale=self.local_scale,
-        )  # fmt: skip
+        super().__post_init__()
         if self.use_local_crops and self.local_crops_number < 1:
             raise ValueError(f"local_crops_number is {self.local_crops_number}; use_local_crops needs at least 1.")
 
@@ -189,32 +201,23 @@ class FastMultiCropTransform:
         """2, or with local crops 2 + local_crops_number."""
         return 2 + self.use_local_crops * self.local_crops_number
 
-    def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
-        """Two [B, 3, global_size, global_size], then the local [B, 3, local_size, local_size]."""
-        _check_call(images, ids)
-        return [self._view(images, ids, epoch, view) for view in range(self.num_views)]
-
-    def _view(self, images: torch.Tensor, ids: torch.Tensor, epoch: int, view: int) -> torch.Tensor:
-        wide = view < 2
+    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
         p_blur, p_solarise = ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))[min(view, 2)]
-        crop = {"scale": self.global_scale if wide else self.local_scale, "ratio": (3 / 4, 4 / 3)}
-        crop |= {"seed": self.seed, "horizontal_flip": self.horizontal_flip}
-        boxes, mirror = _boxes_and_mirrors(images, ids, epoch, view, **crop)
-        dice = uniform(self.seed, epoch, ids.numpy(), view, _PHOTO)
+        u = uniform(self.seed, epoch, ids, view, _PHOTO)
 
         def colours(x: torch.Tensor, part: slice) -> torch.Tensor:
-            return change_colours(x, dice[part], p_blur=p_blur, p_solarise=p_solarise)
+            return change_colours(x, u[part], p_blur=p_blur, p_solarise=p_solarise)
 
-        size = self.global_size if wide else self.local_size
-        settings = {"mean": self.mean, "std": self.std, "colours": colours if self.photometric else None}
-        return _render(images, boxes, mirror, size, **settings)
+        size, scale = (self.global_size, self.global_scale) if view < 2 else (self.local_size, self.local_scale)
+        crop = {"size": size, "scale": scale, "ratio": (3 / 4, 4 / 3), "colours": colours if self.photometric else None}
+        return self._random_crop(images, ids, epoch, view, **crop)
 
 
 @dataclass(kw_only=True)
 class RepeatedViews:
     """`repeats` keyed views per image in turn: epoch e sees those of epoch e modulo `repeats` of `transform`.
 
-    Few enough to store a teacher's answer to each (Shen & Xing 2021, arXiv:2112.01528), and no image is seen the same way
+    Few enough to store a teacher's outputs for each (Shen & Xing 2021, arXiv:2112.01528), and no image is seen the same way
     in every epoch.
     """
 
@@ -224,11 +227,8 @@ class RepeatedViews:
     def __post_init__(self):
         if self.repeats < 1:
             raise ValueError(f"teacher_views is {self.repeats}; an image has at least 1 view.")
-
-    def __getattr__(self, name: str):
-        if name in ("num_global", "num_views", "mean", "std"):
-            return getattr(self.transform, name)
-        raise AttributeError(name)
+        for name in ("num_global", "num_views", "mean", "std"):
+            setattr(self, name, getattr(self.transform, name))
 
     def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
         """The views of `transform`."""

@@ -1,9 +1,9 @@
-"""Classes that a subset covers: counted by hand, told from chance."""
+"""Classes that a subset covers: counted by hand, told from chance; held-out images among training images, by their pixels."""
 
 import numpy as np
 import pytest
 
-from kdnb.data.audit import class_coverage
+from kdnb.data.audit import class_coverage, image_digests, overlap
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RawImageDataset
 from kdnb.data.order import Order, count_visits
 from kdnb.data.precompute import precompute
@@ -104,3 +104,24 @@ def test_an_unlabelled_cache_has_no_labels(tmp_path, make_cache):
     make_cache(tmp_path, labelled=False)
     data = FixedShardSubsetCachedDataset(tmp_path, fixed_shards=1)
     assert data.labels is None and "without labels" in str(class_coverage(data.labels, count_visits(data.order, [10])))
+
+
+def test_digests_follow_the_pixels(tmp_path, make_cache):
+    images = make_cache(tmp_path / "a", sizes=(10, 7))
+    digests = image_digests(tmp_path / "a", tmp_path / "kept")
+    assert len(digests) == len(images) == len(set(digests))
+    make_cache(tmp_path / "b", sizes=(5,))  # the same generator: its images are the first of the other's
+    other = image_digests(tmp_path / "b", tmp_path / "kept")
+    same = [np.array_equal(a, b) for a, b in zip(images[:5].numpy(), make_cache(tmp_path / "c", sizes=(5,)).numpy(), strict=True)]
+    assert overlap(other, digests) == sum(same) == 5
+    assert overlap(other[:0], digests) == overlap(other, digests[:0]) == 0
+
+
+def test_digests_are_kept_by_the_content_of_the_cache(tmp_path, make_cache):
+    make_cache(tmp_path / "a", sizes=(6,))
+    first = image_digests(tmp_path / "a", tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    np.save(kept, first[::-1])
+    assert np.array_equal(image_digests(tmp_path / "a", tmp_path / "kept"), first[::-1])  # read, not computed
+    make_cache(tmp_path / "a", sizes=(6, 2))
+    assert len(image_digests(tmp_path / "a", tmp_path / "kept")) == 8
