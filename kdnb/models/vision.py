@@ -52,6 +52,9 @@ def build_model(
     import timm
 
     require_model(name)
+    statistics = {key: values for key, values in (("mean", mean), ("std", std)) if values is not None}
+    if wrong := [key for key, values in statistics.items() if not _is_statistic(key, values)]:
+        raise ValueError(f"{wrong[0]} of {name} is {statistics[wrong[0]]}; allowed are three numbers, for RGB in [0, 1].")
     folder = _as_folder(name)
     settings = kwargs if num_classes is None else kwargs | {"num_classes": num_classes}
     state, recorded = (None, {}) if checkpoint is None else read_weights(Path(checkpoint))
@@ -79,9 +82,6 @@ def build_model(
         model.kdnb_args = {key: value for key, value in settings.items() if key not in of_timm}
     if state is not None:
         model.head_is_random = load_weights(model, state, Path(checkpoint))
-    statistics = {key: values for key, values in (("mean", mean), ("std", std)) if values is not None}
-    if wrong := [key for key, values in statistics.items() if not _is_statistic(key, values)]:
-        raise ValueError(f"{wrong[0]} of {name} is {statistics[wrong[0]]}; allowed are three numbers, for RGB in [0, 1].")
     model.pretrained_cfg = model.pretrained_cfg | recorded | statistics
     return model
 
@@ -140,9 +140,7 @@ class FeatureModel(nn.Module):
         feature_dim, num_classes, layer_dims, token_dim: widths of the outputs.
     """
 
-    def __init__(
-        self, model: nn.Module, *, layers: Sequence[int] = (), tokens: bool = False, input_size: int | None = None
-    ):  # fmt: skip
+    def __init__(self, model: nn.Module, *, layers: Sequence[int] = (), tokens: bool = False, input_size: int | None = None):
         super().__init__()
         for name, usual in IMAGENET.items():
             values = torch.tensor(getattr(model, "pretrained_cfg", {}).get(name, usual), dtype=torch.float32)

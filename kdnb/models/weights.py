@@ -73,17 +73,16 @@ def load_weights(model: nn.Module, state: dict, path: Path) -> bool:
     expected = model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    differing = [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
-    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
-    missing = {n for n in missing if not n.endswith("num_batches_tracked")}
-    shapes = {n: f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}" for n in differing}
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    faults = {kind: sorted(n for n in names if not n.startswith(heads)) for kind, names in faults.items()}
-    faults["of another shape"] = [shapes[n] for n in faults["of another shape"]]
-    faults = {kind: names for kind, names in faults.items() if names}
+    shapes = {n: (list(state[n].shape), list(expected[n].shape)) for n in expected.keys() & state.keys()}
+    differing = {n: f"{n} {own} instead of {wanted}" for n, (own, wanted) in shapes.items() if own != wanted}
+    missing = {n for n in expected.keys() - state.keys() if not n.endswith("num_batches_tracked")}
+    faults = []
+    for kind, names in (("missing", missing), ("unexpected", state.keys() - expected), ("of another shape", differing)):
+        if names := sorted(n for n in names if not n.startswith(heads)):
+            examples = ", ".join(differing.get(n, n) for n in names[:5])
+            faults.append(f"{len(names)} {kind}: {examples}{' ...' if len(names) > 5 else ''}")
     if faults:
-        words = "; ".join(f"{len(n)} {kind}: {', '.join(n[:5])}{' ...' if len(n) > 5 else ''}" for kind, n in faults.items())
-        raise ValueError(f"checkpoint {path} is of another architecture than {type(model).__name__}: {words}.")
+        raise ValueError(f"checkpoint {path} is of another architecture than {type(model).__name__}: {'; '.join(faults)}.")
     model.load_state_dict({n: v for n, v in state.items() if n in expected and n not in differing}, strict=False)
     return model.num_classes > 0 and any(n.startswith(heads) for n in [*missing, *differing])
 

@@ -23,7 +23,7 @@ def p(make_cache, tmp_path):
         "temperature": 2.0, "alpha": 1.0, "augmentation": "simple", "crop_scale_min": 0.5, "horizontal_flip": True,
         "use_local_crops": False, "local_crops_number": 2, "local_crop_size": 4, "teacher_tokens": False,
         "cache_teacher_features": False,
-        "teacher_feature_dir": str(tmp_path / "answers"), "teacher_views": 2, "teacher_storage": "float32",
+        "teacher_feature_dir": str(tmp_path / "outputs"), "teacher_views": 2, "teacher_storage": "float32",
         "teacher_top_k": None, "cache_on_device": "auto", "epochs": 10, "max_steps_per_epoch": 5, "batch_size": 10,
         "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 2,
         "clip_grad_norm": None, "mixed_precision": "no", "compile_student": False,

@@ -1,16 +1,22 @@
-"""The stored teacher in training: the same losses and weights as the live one, no teacher where none is needed, no mixing."""
+"""The teacher: frozen; a stored output is the live one, belongs to one view, and needs no teacher to be loaded."""
 
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kdnb.data.cache_writer import CacheError
+from kdnb.data.reader import ShardReader
+from kdnb.data.views import RepeatedViews, SimpleTransform
 from kdnb.distillation import build, device_memory, teacher, teacher_model
 from kdnb.distillation.device_memory import DeviceLoader
 from kdnb.distillation.run import store_teacher_outputs, train_trial
-from kdnb.models.vision import build_model
+from kdnb.distillation.teacher import CachedTeacher, LiveTeacher
+from kdnb.distillation.teacher_outputs import OutputCodec, TeacherCache
+from kdnb.models.vision import FeatureModel, build_model, freeze
 from kdnb.params import arguments_of
 from kdnb.runs import Run
 
@@ -27,7 +33,7 @@ def opened(p, **changes) -> teacher.Teacher:
 
 
 @pytest.mark.parametrize("kind", ["simple", "clean", "multicrop"])
-def test_stored_answers_train_as_the_live_teacher_does(p, tmp_path, kind):
+def test_stored_outputs_train_as_the_live_teacher_does(p, tmp_path, kind):
     """50 steps: 1e-6 relative while the store fills, and again when all of it is read."""
     p.augmentation, p.use_local_crops = kind, kind == "multicrop"
     expected, weights = run(p, tmp_path, "live")
@@ -49,20 +55,20 @@ def test_stored_patch_tokens_train_as_live_ones_do(p, tmp_path):
     assert all(a > b for a, b in zip(expected[:1], without[:1], strict=True))
 
 
-def test_float16_answers_deviate_a_little(p, tmp_path):
+def test_float16_outputs_deviate_a_little(p, tmp_path):
     expected, _ = run(p, tmp_path, "live")
     losses, _ = run(p, tmp_path, "half", cache_teacher_features=True, teacher_storage="float16")
     assert losses != expected and losses == pytest.approx(expected, rel=5e-3)
 
 
-def test_where_all_answers_are_there_no_teacher_is_loaded(p, tmp_path, monkeypatch):
+def test_where_all_outputs_are_there_no_teacher_is_loaded(p, tmp_path, monkeypatch):
     first, _ = run(p, tmp_path, "first", cache_teacher_features=True)
     monkeypatch.setattr(teacher_model, "build_teacher", lambda **p: pytest.fail("the teacher was loaded"))
     again, _ = run(p, tmp_path, "second", cache_teacher_features=True)
     assert again == first
 
 
-def test_answers_written_ahead_are_all_that_training_needs(p, tmp_path, monkeypatch, capsys):
+def test_outputs_written_ahead_are_all_that_training_needs(p, tmp_path, monkeypatch, capsys):
     class Silent:
         def update(self, done):
             self.done = done
@@ -143,7 +149,7 @@ def test_teacher_and_student_may_differ_in_normalisation_and_size(p, tmp_path):
 def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
     p.cache_teacher_features = True
     known = opened(p)
-    (path,) = (tmp_path / "answers/known_teachers").iterdir()
+    (path,) = (tmp_path / "outputs/known_teachers").iterdir()
     path.write_text(path.read_text().replace(known.fingerprint, "0" * 64))
     with pytest.raises(ValueError, match="has other weights than when its outputs were stored"):
         opened(p).load()
@@ -178,3 +184,50 @@ def test_images_on_the_device_train_to_the_same_weights(p, tmp_path, monkeypatch
     monkeypatch.setattr(device_memory, "DeviceLoader", lambda *a, **k: made.append(1) or DeviceLoader(*a, **k))
     losses, got = run(p, tmp_path, "device", cache_on_device="true")
     assert made and losses == expected and all(torch.equal(got[name], weights[name]) for name in weights)
+
+
+def test_one_output_a_view_without_gradients():
+    live = LiveTeacher(freeze(FeatureModel(build_model("cifar_resnet8", num_classes=3))))
+    outputs = live([torch.randn(2, 3, 8, 8), torch.randn(2, 3, 12, 12)], {})
+    assert [output["features"].shape for output in outputs] == [(2, 64)] * 2
+    assert not any(output["logits"].requires_grad for output in outputs)
+
+
+def test_a_teacher_that_is_not_frozen_is_refused():
+    with pytest.raises(ValueError, match="not frozen"):
+        LiveTeacher(FeatureModel(build_model("cifar_resnet8")))
+
+
+class Counting(nn.Module):
+    """Features: mean of each channel of a view, and a count of the images that it was called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = 0
+
+    def forward(self, images):
+        self.images += len(images)
+        return {"features": images.mean((2, 3))}
+
+
+def test_each_output_is_computed_once_and_the_model_is_loaded_for_what_is_missing(cache, tmp_path):
+    reader, pair = ShardReader(cache[0]), OutputCodec(feature_dim=3, storage="float32")
+    store = TeacherCache(tmp_path / "a", reader, row=pair.row, num_views=2, facts={})
+    views = RepeatedViews(transform=SimpleTransform(size=4), repeats=2)
+    model, loads = Counting().eval(), []
+
+    def load():
+        loads.append(1)
+        return model
+
+    cached, live = CachedTeacher(store, pair, load, repeats=2), LiveTeacher(model)
+    calls = [(0, range(8), 8), (2, range(8), 8), (1, range(4), 12), (0, range(6, 10), 14), (4, range(10), 14)]
+    for epoch, positions, computed in calls:
+        batch = reader.read(np.array(positions)) | {"epoch": epoch}
+        seen = views(batch["image"], batch["id"], epoch)
+        (output,), before = cached(seen, batch), model.images
+        assert model.images == computed == cached.misses
+        (expected,) = live(seen, batch)
+        model.images = before
+        assert torch.allclose(output["features"], expected["features"], atol=1e-6)
+    assert len(loads) == 3 and cached.hits == 8 + 2 + 10

@@ -1,4 +1,4 @@
-"""Stored answers: what was written is read back, what is not whole does not count, and kills take nothing away."""
+"""Stored outputs: what was written is read back, what is not whole does not count, and kills take nothing away."""
 
 import json
 import os
@@ -11,10 +11,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.reader import ShardReader
-from kdnb.distillation.teacher_outputs import TeacherCache
+from kdnb.distillation.teacher_outputs import OutputCodec, TeacherCache
 
 ROW = np.dtype([("features", "<f4", (5,)), ("logits", "<f4", (2,))])
 FACTS = {"teacher": "t"}
@@ -25,14 +26,14 @@ def store_of(folder, cache, **changes) -> TeacherCache:
 
 
 def rows_of(ids, view=0) -> np.ndarray:
-    """What the answer of an image and view is: its id in features, its view in logits."""
+    """What the output of an image and view is: its id in features, its view in logits."""
     rows = np.zeros(len(ids), dtype=ROW)
     rows["features"] = np.asarray(ids)[:, None] + np.arange(5)
     rows["logits"] = view
     return rows
 
 
-def test_answers_come_back_in_the_order_asked_for_and_only_those_stored(cache, tmp_path):
+def test_outputs_come_back_in_the_order_asked_for_and_only_those_stored(cache, tmp_path):
     """27 images with ids 100 to 126 in shards of 10, 10 and 7."""
     store = store_of(tmp_path / "a", cache[0])
     ids = np.array([126, 100, 111, 109])
@@ -75,7 +76,7 @@ def test_a_record_without_its_row_and_a_file_of_something_else_do_not_count(cach
     assert [fault.file for fault in again.verify()] == ["view_001/answers_shard_00000.bin"]
 
 
-def test_a_folder_of_other_answers_is_refused(cache, tmp_path):
+def test_a_folder_of_other_outputs_is_refused(cache, tmp_path):
     store_of(tmp_path / "a", cache[0])
     with pytest.raises(ValueError, match="holds other outputs than its name says"):
         store_of(tmp_path / "a", cache[0], facts={"teacher": "another"})
@@ -86,7 +87,7 @@ def test_an_image_of_another_cache_is_refused(cache, tmp_path):
         store_of(tmp_path / "a", cache[0]).read(np.array([100, 99]), 0)
 
 
-def test_answers_stay_when_the_cache_grows(make_cache, tmp_path):
+def test_outputs_stay_when_the_cache_grows(make_cache, tmp_path):
     make_cache(tmp_path / "cache", (10, 10, 7))
     store, ids = store_of(tmp_path / "a", tmp_path / "cache"), np.arange(120, 127)
     store.write(ids, 0, rows_of(ids))
@@ -122,6 +123,43 @@ def test_two_that_make_the_same_file_at_once_lose_nothing(cache, tmp_path):
     for thread in threads:
         thread.join()
     assert store_of(tmp_path / "a", cache[0]).read(np.arange(100, 110), 0)[1].all()
+
+
+def codec(**changes) -> OutputCodec:
+    return OutputCodec(**{"feature_dim": 4, "num_classes": 3, "storage": "float32"} | changes)
+
+
+@pytest.mark.parametrize("storage, tolerance", [("float32", 0), ("float16", 1e-3)])
+def test_outputs_survive_the_format(storage, tolerance):
+    output = {"features": torch.randn(6, 4), "logits": torch.randn(6, 3), "layers": [torch.randn(6, 2)]}
+    rows = codec(storage=storage, layer_dims=(2,)).encode(output)
+    back = codec(storage=storage, layer_dims=(2,)).decode(rows, torch.device("cpu"))
+    assert rows.dtype.itemsize == 9 * (4 if storage == "float32" else 2)
+    for name in ("features", "logits"):
+        assert torch.allclose(back[name], output[name], atol=tolerance, rtol=0) and back[name].dtype == torch.float32
+    assert torch.allclose(back["layers"][0], output["layers"][0], atol=tolerance, rtol=0)
+
+
+def test_the_largest_logits_are_exact_and_the_rest_shares_its_mass():
+    """Logits log(0.5), log(0.3), log(0.1), log(0.1): two kept, 0.2 spread over the other two."""
+    logits = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.1, 0.5, 0.1, 0.3]]).log() + 7
+    pair = codec(num_classes=4, top_k=2)
+    back = pair.decode(pair.encode({"features": torch.zeros(2, 4), "logits": logits}), torch.device("cpu"))
+    assert torch.allclose(back["logits"].softmax(-1), logits.softmax(-1), atol=1e-6)
+    certain = pair.encode({"features": torch.zeros(1, 4), "logits": torch.tensor([[200.0, 0, 0, 0]])})
+    probabilities = pair.decode(certain, torch.device("cpu"))["logits"].softmax(-1)
+    assert torch.allclose(probabilities, torch.tensor([[1.0, 0, 0, 0]]), atol=1e-6)
+
+
+def test_what_a_format_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="features of the teacher does not fit into float16; set teacher_storage to float32"):
+        codec(storage="float16", num_classes=0).encode({"features": torch.full((1, 4), 1e5)})
+    with pytest.raises(ValueError, match="features of the teacher is not finite"):
+        codec(num_classes=0).encode({"features": torch.full((1, 4), float("nan"))})
+    with pytest.raises(ValueError, match="teacher_storage is 'bfloat16'; allowed are float16, float32"):
+        codec(storage="bfloat16")
+    with pytest.raises(ValueError, match="teacher_top_k is 3, but the teacher has 3 classes"):
+        codec(top_k=3)
 
 
 FILL = """
