@@ -99,7 +99,7 @@ class CachedTensorDataset(ImageDataset):
 
     Example:
         >>> import kdnb, tempfile
-        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)  # doctest: +ELLIPSIS
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)
         1,500 images of 8x8 in uint8 ...
         >>> data = kdnb.CachedTensorDataset(cache, shuffle="all", seed=0)
         >>> len(data), data[0]["image"].shape, data[0]["image"].dtype
@@ -147,7 +147,7 @@ class RandomSubsetCachedDataset(CachedTensorDataset):
 
     Example:
         >>> import kdnb, tempfile
-        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)  # doctest: +ELLIPSIS
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)
         1,500 images of 8x8 in uint8 ...
         >>> data = kdnb.RandomSubsetCachedDataset(cache, samples_per_epoch=3)
         >>> data.set_epoch(1)
@@ -176,7 +176,7 @@ class FixedShardSubsetCachedDataset(CachedTensorDataset):
 
     Example:
         >>> import kdnb, tempfile
-        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8, cache_shard_size=100)  # doctest: +ELLIPSIS
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8, cache_shard_size=100)
         1,500 images of 8x8 in uint8 ...
         >>> data = kdnb.FixedShardSubsetCachedDataset(cache, fixed_shards=3)
         >>> len(data), data.labels.shape, data.classes[:3]

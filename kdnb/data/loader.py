@@ -77,7 +77,7 @@ def build_pretraining_dataloader(
 
     Example:
         >>> import kdnb, tempfile
-        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)  # doctest: +ELLIPSIS
+        >>> cache = kdnb.precompute("digits", tempfile.mkdtemp(), image_size=8)
         1,500 images of 8x8 in uint8 ...
         >>> loader = kdnb.build_pretraining_dataloader(cache_dir=cache, regime="random", samples_per_epoch=320)
         >>> loader.set_epoch(3)

@@ -104,8 +104,9 @@ class CleanTransform(_Transform):
         ValueError: a size below 1; when called: bad images or ids.
 
     Example:
+        >>> import kdnb, torch
         >>> images, ids = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8), torch.arange(2)
-        >>> (view,) = CleanTransform(size=4)(images, ids, epoch=0)
+        >>> (view,) = kdnb.CleanTransform(size=4)(images, ids, epoch=0)
         >>> view.shape, round(view.mean().item(), 3)
         (torch.Size([2, 3, 4, 4]), 0.2)
     """
@@ -135,7 +136,8 @@ class SimpleTransform(_Transform):
         ValueError: a size below 1, a scale outside (0, 1], a bad ratio; when called: bad images or ids.
 
     Example:
-        >>> views = SimpleTransform(size=4, seed=1)
+        >>> import kdnb, torch
+        >>> views = kdnb.SimpleTransform(size=4, seed=1)
         >>> images, ids = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(1, 3, 8, 8), torch.tensor([17])
         >>> (first,), (again,), (later,) = views(images, ids, 0), views(images, ids, 0), views(images, ids, 1)
         >>> first.shape, torch.equal(first, again), torch.equal(first, later)
@@ -172,7 +174,8 @@ class FastMultiCropTransform(_Transform):
         ValueError: a size below 1, a scale outside (0, 1]; when called: bad images or ids.
 
     Example:
-        >>> views = FastMultiCropTransform(global_size=16, local_size=8, use_local_crops=True, local_crops_number=4)
+        >>> import kdnb, torch
+        >>> views = kdnb.FastMultiCropTransform(global_size=16, local_size=8, use_local_crops=True, local_crops_number=4)
         >>> crops = views(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2), epoch=0)
         >>> [crop.shape[-1] for crop in crops], views.num_global
         ([16, 16, 8, 8, 8, 8], 2)
