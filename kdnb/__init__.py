@@ -6,6 +6,7 @@ The public names below load where they are first used, so that `import kdnb` is 
 import os
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 # Threads of OpenMP spin at every barrier; where another process has a core, a small step then takes several times as long. So
 # they soon go to sleep, unless the user says otherwise. It is read when torch is loaded, so kdnb should be imported first.
@@ -26,11 +27,28 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
+if TYPE_CHECKING:  # what editors and type checkers read; a test holds it equal to _HOMES
+    from kdnb.api import build_student as build_student
+    from kdnb.api import distill as distill
+    from kdnb.api import evaluate as evaluate
+    from kdnb.api import load_teacher as load_teacher
+    from kdnb.api import precompute as precompute
+    from kdnb.data.datasets import CachedTensorDataset as CachedTensorDataset
+    from kdnb.data.datasets import FixedShardSubsetCachedDataset as FixedShardSubsetCachedDataset
+    from kdnb.data.datasets import RandomSubsetCachedDataset as RandomSubsetCachedDataset
+    from kdnb.data.loader import build_pretraining_dataloader as build_pretraining_dataloader
+    from kdnb.data.views import CleanTransform as CleanTransform
+    from kdnb.data.views import FastMultiCropTransform as FastMultiCropTransform
+    from kdnb.data.views import SimpleTransform as SimpleTransform
+    from kdnb.evaluation.knn import knn_classify as knn_classify
+    from kdnb.evaluation.probe import linear_probe as linear_probe
+    from kdnb.runs import Run as Run
+else:
 
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module 'kdnb' has no attribute {name!r}; its public names are {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+    def __getattr__(name: str):
+        if name not in _HOME:
+            raise AttributeError(f"module 'kdnb' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires, version
+from importlib.metadata import distributions, packages_distributions, requires
 from pathlib import Path
 
 import nbformat
@@ -79,9 +79,10 @@ def test_every_direct_dependency_is_pinned_within_its_bounds():
 
 def test_everything_that_comes_with_the_pinned_dependencies_is_pinned():
     pinned, waiting, seen = pins(), DECLARED + FOR_TESTS, {}
-    other = [name for name in sorted(names(waiting)) if version(name).split("+")[0] != pinned[name]]
+    here = {canonicalize_name(entry.name): entry.version.split("+")[0] for entry in distributions()}
+    other = [f"{name} {here.get(name, 'not installed')}" for name in sorted(names(waiting)) if here.get(name) != pinned[name]]
     if other:
-        pytest.skip(f"not the environment of constraints.txt: {', '.join(f'{name} {version(name)}' for name in other)}")
+        pytest.skip(f"not the environment of constraints.txt: {', '.join(other)}")
     while waiting:
         requirement = waiting.pop()
         extras = {"", *requirement.extras}

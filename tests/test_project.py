@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import kdnb
+
 ROOT = Path(__file__).resolve().parent.parent
 # Layer of each module or folder; a module imports only from layers above its own, that is, with a smaller number.
 LAYERS = {
@@ -76,3 +78,10 @@ def test_nothing_committed_names_this_machine():
         path = ROOT / name
         if path.exists() and path != Path(__file__):
             assert not home.search(path.read_bytes().decode("utf-8", "ignore")), name
+
+
+def test_editors_and_type_checkers_see_the_public_names():
+    """What __init__.py imports under TYPE_CHECKING is what it loads lazily."""
+    (block,) = [node for node in ast.parse(Path(kdnb.__file__).read_text()).body if isinstance(node, ast.If) and node.orelse]
+    imports = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert imports == kdnb._HOME
