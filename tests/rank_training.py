@@ -47,8 +47,8 @@ def images(cache: Path, out: Path, **changes):
     views = SimpleTransform(size=4)
     settings |= {"learning_rate": 1e-2, "warmup_steps": 2, "mixed_precision": "no"}
     history = train(student, watch, loader, views=views, loss=mse, run=Run(name, {}, outputs=out), **settings)
-    found = {"losses": [record["loss"] for record in history["steps"]], "seen": seen, "masks": masks}
-    return found | {"weights": torch.cat([weight.flatten() for weight in student.parameters()]).tolist()}
+    result = {"losses": [record["loss"] for record in history["steps"]], "seen": seen, "masks": masks}
+    return result | {"weights": torch.cat([weight.flatten() for weight in student.parameters()]).tolist()}
 
 
 def texts(out: Path):
@@ -71,30 +71,30 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     cache, out, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     if what == "all":
-        found = {"images": images(cache, out), "accumulated": images(cache, out, name="a", gradient_accumulation_steps=2)}
-        found |= {"texts": texts(out), "dropout": images(cache, out, name="dropout", **_DRAWING)}
-        found["name"] = Run(None, {}, outputs=out).name
+        result = {"images": images(cache, out), "accumulated": images(cache, out, name="a", gradient_accumulation_steps=2)}
+        result |= {"texts": texts(out), "dropout": images(cache, out, name="dropout", **_DRAWING)}
+        result["name"] = Run(None, {}, outputs=out).name
         try:
             images(cache, out, name="odd", batch_size=distributed.world() + 1 if distributed.world() > 1 else 4)
         except ValueError as error:
-            found["odd"] = str(error)
+            result["odd"] = str(error)
         try:
             distributed.require_same("the cache", "a" if distributed.rank() == 0 else "b")
         except ValueError as error:
-            found["different"] = str(error)
+            result["different"] = str(error)
     elif what == "stop":
         try:
             images(cache, out, name="stopped", stop_at=7)
         except Exception as error:
-            found = {"stopped": f"{type(error).__name__}: {error}"}
+            result = {"stopped": f"{type(error).__name__}: {error}"}
     elif what == "go on":
-        found = images(cache, out, name="stopped")
+        result = images(cache, out, name="stopped")
     elif what == "sync":
-        found = images(
+        result = images(
             cache, out, name="sync", **_DRAWING, dropout=0.0, batch_norm="sync" if distributed.world() > 1 else "local"
         )
     elif what == "killed":
         images(cache, out, name="killed", **_DRAWING, save_every_steps=2, kill_at=9)
     elif what == "go on after a kill":
-        found = images(cache, out, name="killed", **_DRAWING)
-    (out / f"{what}_{distributed.world()}_{distributed.rank()}.json").write_text(json.dumps(found))
+        result = images(cache, out, name="killed", **_DRAWING)
+    (out / f"{what}_{distributed.world()}_{distributed.rank()}.json").write_text(json.dumps(result))

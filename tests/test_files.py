@@ -78,8 +78,8 @@ def test_what_a_kill_left_is_removed(tmp_path):
 def test_what_was_computed_once_is_read_from_then_on(tmp_path, suffix, value):
     path, calls = tmp_path / "new" / f"kept{suffix}", []
     for _ in range(2):
-        found = memoize(path, lambda: calls.append(1) or value)
-        assert str(found) == str(value)
+        value_read = memoize(path, lambda: calls.append(1) or value)
+        assert str(value_read) == str(value)
     assert len(calls) == 1
 
 

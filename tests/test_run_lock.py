@@ -49,9 +49,9 @@ def open_and_hold(folder, job: int) -> list[str]:
 
 def test_of_jobs_that_open_and_train_one_run_at_the_same_moment_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "environment_info", dict)  # Git need not be asked 400 times
-    found = in_processes(partial(open_and_hold, tmp_path))
+    outcomes = in_processes(partial(open_and_hold, tmp_path))
     for number in range(ROUNDS):
-        ended = [job[number] for job in found]
+        ended = [job[number] for job in outcomes]
         told = f"run r{number} is held by WHO; wait for it, stop it, or choose another run_name."
         assert Counter(ended) == {"held": 1, told: 1, "other parameters": 2}
         first = ended.index("held") % 2

@@ -66,8 +66,8 @@ def test_views_and_a_teacher_need_no_float64(small, views):
     with device_without_float64() as device:
         teacher = LiveTeacher(model.to(device))
         (batch, *_) = there(batches, device)
-        found = teacher(views(batch["image"], batch["id"], 1), batch)
-        assert all(torch.allclose(a["features"].cpu(), b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+        result = teacher(views(batch["image"], batch["id"], 1), batch)
+        assert all(torch.allclose(a["features"].cpu(), b, atol=1e-5) for a, b in zip(result, expected, strict=True))
 
 
 @torch.no_grad()
@@ -77,8 +77,8 @@ def test_what_is_measured_of_a_teacher_needs_no_float64_on_the_device(small):
     known = measure_teacher(LiveTeacher(model), batches, VIEWS[0])
     with device_without_float64() as device:
         teacher, moved = LiveTeacher(model.to(device)), there(batches, device)
-        found = feature_statistics(teacher, moved, VIEWS[0])
-        assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+        result = feature_statistics(teacher, moved, VIEWS[0])
+        assert all(torch.allclose(a, b) for a, b in zip(result, expected, strict=True))
         assert measure_teacher(teacher, moved, VIEWS[0]) == pytest.approx(known)
         for top_k in (None, 2):
             codec = OutputCodec(feature_dim=16, num_classes=3, top_k=top_k)
@@ -95,8 +95,8 @@ def test_probe_and_neighbours_are_computed_where_there_is_float64(small):
     probe, neighbours = linear_probe(expected, expected), knn_classify(expected, expected, k=3)
     weight, bias = fit_logistic(expected.features, expected.labels, num_classes=3)
     with device_without_float64() as device:
-        found = extract_features(model.to(device), batches, transform=VIEWS[0], device=device)
-        assert torch.allclose(found.features, expected.features, atol=1e-6)
+        result = extract_features(model.to(device), batches, transform=VIEWS[0], device=device)
+        assert torch.allclose(result.features, expected.features, atol=1e-6)
         again = linear_probe(expected, expected, device=device)
         assert again.l2 == probe.l2 and torch.equal(again.weight, probe.weight)
         assert torch.equal(knn_classify(expected, expected, k=3, device=device).predictions, neighbours.predictions)
@@ -111,10 +111,10 @@ class NoFloat64(TorchDispatchMode):
         self.made = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        if any(isinstance(value, torch.Tensor) and value.dtype == torch.float64 for value in tree_leaves(found)):
+        result = function(*args, **(kwargs or {}))
+        if any(isinstance(value, torch.Tensor) and value.dtype == torch.float64 for value in tree_leaves(result)):
             self.made.append(function.name())
-        return found
+        return result
 
 
 def test_training_makes_no_float64_at_all(cache, tmp_path):
