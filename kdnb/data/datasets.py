@@ -20,22 +20,15 @@ from kdnb.data.reader import ShardReader
 
 
 class ImageDataset(Dataset):
-    """The samples of the epochs of `order`; a subclass has what it says below, and `read`.
+    """The samples of the epochs of `order`; a subclass says where they are read.
 
     Attributes:
-        order: regime and seeds.
-        labels: of all images by position, int64 [N]; None where there are none.
-        classes: names of the classes, where they are known; else None.
-        fingerprint: tells the images, and what was done to them, from others.
+        order: regime and seeds. classes: names of the classes; None where they are not known. fingerprint: tells the images from
+            others.
     """
 
-    order: Order
-    labels: np.ndarray | None
-    classes: list[str] | None
-    fingerprint: str
-
-    def __init__(self, order: Order):
-        self.order = order
+    def __init__(self, order: Order, *, classes: list[str] | None, fingerprint: str):
+        self.order, self.classes, self.fingerprint = order, classes, fingerprint
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._positions: tuple[int, np.ndarray] | None = None
 
@@ -48,6 +41,11 @@ class ImageDataset(Dataset):
         Returns:
             {"image": [B, 3, H, W], "id": int64 [B], "label": int64 [B] where there are labels}.
         """
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels of all images by position, int64 [N]; None where there are none."""
         raise NotImplementedError
 
     @property
@@ -112,20 +110,13 @@ class CachedTensorDataset(ImageDataset):
         self.reader = ShardReader(cache_dir)
         if not self.reader.shard_sizes:
             raise ValueError(f"{cache_dir} holds no complete shard yet; let precompute finish at least one.")
-        super().__init__(Order(shard_sizes=self.reader.shard_sizes, shuffle=shuffle, seed=seed, **subset))
+        order, index = Order(shard_sizes=self.reader.shard_sizes, shuffle=shuffle, seed=seed, **subset), self.reader.index
+        super().__init__(order, classes=index["classes"], fingerprint=index["fingerprint"])
         self.normalise = normalise
 
     @property
     def labels(self) -> np.ndarray | None:
         return self.reader.labels
-
-    @property
-    def classes(self) -> list[str] | None:
-        return self.reader.index["classes"]
-
-    @property
-    def fingerprint(self) -> str:
-        return self.reader.index["fingerprint"]
 
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         batch = self.reader.read(positions, images)
@@ -200,9 +191,8 @@ class RawImageDataset(ImageDataset):
     """
 
     def __init__(self, source, *, image_size: int, resize: str, order: Order, permutation_seed: int | None = None):
-        super().__init__(order)
+        super().__init__(order, classes=source.classes, fingerprint=source.fingerprint)
         self.source, self.image_size, self.resize_mode = source, image_size, resize
-        self.classes, self.fingerprint = source.classes, source.fingerprint
         n = source.num_images
         self._rows = np.arange(n) if permutation_seed is None else permutation(n, permutation_seed)
 
@@ -211,17 +201,16 @@ class RawImageDataset(ImageDataset):
         return self.source.labels()[self._rows] if self.source.labelled else None
 
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        pixels, ids, labels = [], [], []
-        for row, encoded, label in self.source.items(self._rows[positions].tolist()):
-            try:
-                pixels.append(resize(decode(encoded), self.image_size, self.resize_mode))
-            except UnreadableImage as error:
-                raise UnreadableImage(
-                    f"image {row} of {self.source.name} cannot be read ({error}); precompute skips such images "
-                    "(on_unreadable=skip), reading raw images cannot."
-                ) from error
-            ids.append(row)
-            labels.append(label)
-        batch = {"image": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()}
-        batch["id"] = torch.tensor(ids, dtype=torch.int64)
-        return batch | {"label": torch.tensor(labels, dtype=torch.int64)} if self.source.labelled else batch
+        rows, encoded, labels = zip(*self.source.items(self._rows[positions].tolist()), strict=True)
+        pixels = np.stack([self._decoded(*image) for image in zip(rows, encoded, strict=True)])
+        batch = {"image": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), "id": torch.tensor(rows)}
+        return batch | {"label": torch.tensor(labels)} if self.source.labelled else batch
+
+    def _decoded(self, row: int, encoded) -> np.ndarray:
+        try:
+            return resize(decode(encoded), self.image_size, self.resize_mode)
+        except UnreadableImage as error:
+            raise UnreadableImage(
+                f"image {row} of {self.source.name} cannot be read ({error}); precompute skips such images "
+                "(on_unreadable=skip), reading raw images cannot."
+            ) from error

@@ -30,31 +30,14 @@ _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
 
 
 def build_pretraining_dataloader(
-    *,
-    use_cached: bool = True,
-    cache_dir: str | Path = "",
-    dataset: str = "",
-    regime: str = "full",
-    samples_per_epoch: int | None = None,
-    shards_per_epoch: int | None = None,
-    draw: str = "independent",
-    fixed_shards: int | None = None,
-    fixed_choice: str = "first",
-    random_subset_seed: int = 0,
-    shuffle: str = "within_shards",
-    seed: int = 0,
-    batch_size: int = 64,
-    max_steps_per_epoch: int | None = None,
-    gradient_accumulation_steps: int = 1,
-    num_workers: int = 0,
-    persistent_workers: bool = False,
-    device: str | torch.device = "cpu",
-    reuse_buffers: bool = False,
-    image_size: int = 224,
-    resize: str = "crop",
-    cache_shard_size: int = 2048,
-    **source,
-) -> "BatchReader | WorkerLoader":
+    *, use_cached: bool = True, cache_dir: str | Path = "", dataset: str = "",
+    regime: str = "full", samples_per_epoch: int | None = None, shards_per_epoch: int | None = None, draw: str = "independent",
+    fixed_shards: int | None = None, fixed_choice: str = "first", random_subset_seed: int = 0,
+    shuffle: str = "within_shards", seed: int = 0,
+    batch_size: int = 64, max_steps_per_epoch: int | None = None, gradient_accumulation_steps: int = 1,
+    num_workers: int = 0, persistent_workers: bool = False, device: str | torch.device = "cpu", reuse_buffers: bool = False,
+    image_size: int = 224, resize: str = "crop", cache_shard_size: int = 2048, **source,
+) -> "BatchReader | WorkerLoader":  # fmt: skip
     """The batches that a student is trained from.
 
     Args:
