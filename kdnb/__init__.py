@@ -16,9 +16,10 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 __version__ = version("kdnb")
 
 _HOMES = {
-    "kdnb.api": ("build_student", "distill", "evaluate", "load_teacher", "precompute"),
+    "kdnb.api": ("build_student", "distill", "evaluate", "load_teacher"),
     "kdnb.data.datasets": ("CachedTensorDataset", "FixedShardSubsetCachedDataset", "RandomSubsetCachedDataset"),
     "kdnb.data.loader": ("build_pretraining_dataloader",),
+    "kdnb.data.precompute": ("precompute",),
     "kdnb.data.views": ("CleanTransform", "FastMultiCropTransform", "SimpleTransform"),
     "kdnb.evaluation.knn": ("knn_classify",),
     "kdnb.evaluation.probe": ("linear_probe",),
@@ -32,11 +33,11 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it equal 
     from kdnb.api import distill as distill
     from kdnb.api import evaluate as evaluate
     from kdnb.api import load_teacher as load_teacher
-    from kdnb.api import precompute as precompute
     from kdnb.data.datasets import CachedTensorDataset as CachedTensorDataset
     from kdnb.data.datasets import FixedShardSubsetCachedDataset as FixedShardSubsetCachedDataset
     from kdnb.data.datasets import RandomSubsetCachedDataset as RandomSubsetCachedDataset
     from kdnb.data.loader import build_pretraining_dataloader as build_pretraining_dataloader
+    from kdnb.data.precompute import precompute as precompute
     from kdnb.data.views import CleanTransform as CleanTransform
     from kdnb.data.views import FastMultiCropTransform as FastMultiCropTransform
     from kdnb.data.views import SimpleTransform as SimpleTransform

@@ -21,8 +21,7 @@ import numpy as np
 from kdnb.data.cache import read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.order import count_visits
-from kdnb.data.precompute import precompute as fill_cache
-from kdnb.data.sources import open_source
+from kdnb.data.precompute import precompute
 from kdnb.distillation import build, teacher
 from kdnb.distillation.checks import SUBSETS
 from kdnb.distillation.run import build_pieces
@@ -33,36 +32,11 @@ from kdnb.evaluation.report import format_table
 from kdnb.losses import labels_fit
 from kdnb.models.vision import FeatureModel, Student, count_parameters
 from kdnb.params import TABLE, arguments_of
-from kdnb.progress import Display
 from kdnb.runs import Run, anchored
 
 # Every parameter of a training notebook, by name.
 PARAMS = {name: row for notebook in SUBSETS for name, row in TABLE[notebook].items()}
 __all__ = ["build_student", "distill", "evaluate", "load_teacher", "precompute"]
-
-
-def precompute(
-    dataset: str | Path, cache_dir: str | Path, *, split: str = "train", image_size: int = 224, cache_shard_size: int = 2048,
-    image_column: str | None = None, label_column: str | None = None, streaming: bool = False, **settings,
-) -> Path:  # fmt: skip
-    """Decode every image of `dataset` once, into memory-mapped shards in `cache_dir`, or go on doing so.
-
-    Args:
-        dataset: `digits` (built in), a folder of images, Parquet, or a data set on the Hub.
-        split, image_column, label_column, streaming: see `kdnb.data.sources.open_source`.
-        image_size: side of the stored squares in pixels. cache_shard_size: images a shard.
-        settings: of `kdnb.data.precompute.precompute`, which also says what is raised: `resize`, `storage`, `max_samples`,
-            `permutation_seed`, `num_workers`, `on_unreadable`, `verify`, `part`, `parts`.
-
-    Returns:
-        The cache's folder, which `distill` and the data sets take.
-    """
-    columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
-    source = open_source(dataset, split=split, **columns)
-    folder = anchored(cache_dir)
-    with Display(settings.get("max_samples") or source.num_images, title="precompute", unit="image") as lines:
-        fill_cache(source, folder, image_size=image_size, shard_size=cache_shard_size, progress=lines, **settings)
-    return folder
 
 
 def build_student(

@@ -1,5 +1,7 @@
-"""A small cache of random images, for tests."""
+"""A small cache of random images, and the place of the images in a shard's file, for tests."""
 
+import struct
+import zipfile
 from pathlib import Path
 
 import torch
@@ -34,3 +36,13 @@ def write_cache(
         start += rows
     write_index(folder, cache | {"num_images": start, "shards": entries})
     return images
+
+
+def images_offset(path: Path) -> int:
+    """Where the images' data begins in the file of a shard: rows follow one another there, uncompressed, without gaps."""
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        record = next(item for item in archive.infolist() if item.filename.endswith("/data/0"))
+        assert record.compress_type == zipfile.ZIP_STORED
+        file.seek(record.header_offset)
+        name, extra = struct.unpack("<26xHH", file.read(30))  # a zip file's local header: 30 bytes, a name, an extra
+        return record.header_offset + 30 + name + extra

@@ -3,15 +3,13 @@
 import contextlib
 import errno
 import fcntl
-import hashlib
 import itertools
-import json
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,99 +18,34 @@ import torch
 from kdnb.data.augment import normalise
 from kdnb.data.cache import (
     CACHE_KEYS,
-    FORMAT,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INDEX_FILE,
     STORAGE_DTYPES,
     BrokenIndex,
-    Fault,
     ShardError,
     adopt_shard,
+    cache_facts,
     check_shard,
+    covered,
     find_shards,
+    made_from,
+    number_of_parts,
     open_shard,
+    part_index,
+    part_indexes,
+    preprocessing_changes,
     quick_fault,
     read_index,
-    shard_name,
     write_index,
     write_shard,
 )
-from kdnb.data.decode import UnreadableImage
+from kdnb.data.decode import UnreadableImage, decode_all
 from kdnb.data.keyed import permutation
-from kdnb.files import write_json
+from kdnb.files import remove_temporary, write_json
 from kdnb.progress import format_bytes
 
-_NAME = re.compile(r"index_part_(\d+)_of_(\d+)\.json")
-
-
-def part_file(folder: Path, part: int, parts: int) -> Path:
-    """The list of job `part`."""
-    return folder / f"index_part_{part:03d}_of_{parts:03d}.json"
-
-
-def check_parts(folder: Path, part: int, parts: int):
-    """Refuse a part that does not exist, and a folder that other jobs fill with another number of parts."""
-    if parts < 1 or not 0 <= part < parts:
-        raise ValueError(f"part is {part} of parts {parts}; parts count from 0 to parts - 1.")
-    others = {int(found[2]) for path in _lists(folder) if (found := _NAME.fullmatch(path.name))} - {parts}
-    if others and parts > 1:
-        raise ValueError(f"parts is {parts}, but other jobs fill {folder} in {min(others)} parts; give the same number to all, "
-                         "or remove the index_part_*.json of jobs that nobody runs any more.")  # fmt: skip
-
-
-def read_part(folder: Path, part: int, parts: int) -> dict | None:
-    """What job `part` has listed; None where it has not begun, or its list is broken."""
-    try:
-        return json.loads(part_file(folder, part, parts).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def write_part(folder: Path, part: int, parts: int, index: dict):
-    """List the shards of job `part`: an index of its own shards."""
-    write_json(part_file(folder, part, parts), index)
-
-
-def all_entries(folder: Path, parts: int) -> dict[int, dict]:
-    """Entries of the shards that any job has listed, by number."""
-    lists = [read_part(folder, part, parts) for part in range(parts)]
-    return {entry["number"]: entry for index in lists if index for entry in index["shards"]}
-
-
-def remove_lists(folder: Path):
-    """Remove all jobs' lists: the index holds what they say."""
-    for path in _lists(folder):
-        path.unlink(missing_ok=True)
-
-
-def missing(folder: str | Path) -> list[Fault] | None:
-    """The shards that jobs have still to make, where the index waits for them; None where no such jobs are at work."""
-    lists = _lists(Path(folder))
-    if (Path(folder) / INDEX_FILE).exists() or not lists:
-        return None
-    parts = int(_NAME.fullmatch(lists[0].name)[2])
-    entries = all_entries(Path(folder), parts)
-    index = next(found for part in range(parts) if (found := read_part(Path(folder), part, parts)))
-    count = -(-index["num_images"] // index["shard_size"])
-    wanted = (number for number in range(count) if number not in entries)
-    return [Fault(shard_name(number), f"is missing: part {number % parts} of {parts} has not made it yet") for number in wanted]
-
-
-def _lists(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("index_part_*.json") if _NAME.fullmatch(path.name))
-
-
-# What, besides the source, decides on the bytes of a shard. How many images are stored does not: a cache may grow.
-_PREPROCESSING = ("format", "image_size", "resize", "storage", "mean", "std", "shard_size", "permutation_seed")
-
-
+SOURCE_FILES = "source_files.json"  # rows of the files that a stream has gone through
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
+_REPORT_EVERY = 64  # images between two calls of progress
 _log = logging.getLogger(__name__)
 
 
@@ -120,117 +53,13 @@ class CacheError(OSError):
     """A cache that cannot be written where it was asked for."""
 
 
-def cache_facts(source, *, image_size: int, resize: str, storage: str, shard_size: int, permutation_seed: int | None) -> dict:
-    """What the index and each shard say about how they were made; the fingerprint sums it up."""
-    facts = {
-        "format": FORMAT,
-        "fingerprint": "",
-        "source": source.name,
-        "image_size": image_size,
-        "resize": resize,
-        "storage": storage,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "shard_size": shard_size,
-        "permutation_seed": permutation_seed,
-        "classes": source.classes,
-        "labelled": source.labelled,
-    }
-    return facts | {"fingerprint": _fingerprint(facts, source)}
-
-
-def stored_shards(
-    folder: Path, source, facts: dict, *, verify: bool, mine: Callable[[int], bool] = lambda number: True
-) -> tuple[dict, dict | None, dict[int, dict]]:
-    """(facts, index as it is on the disk or None, entries of whole shards by number) of the cache in `folder`.
-
-    Shards that are not `mine` are another job's, and only listed where the index lists them; but all have to be of this cache.
-    The facts returned keep the name under which the source was first read, so that new shards match the old ones.
-
-    Raises:
-        ValueError: the folder holds shards of another source or of other preprocessing.
-    """
-    try:
-        index = read_index(folder)
-    except FileNotFoundError:
-        index = None
-    except BrokenIndex:
-        _log.warning("the index in %s is broken; it is rebuilt from the shards", folder)
-        index = None
-    if (there := index or recorded_facts(folder)) is not None:
-        _refuse_other(folder, there, facts, source)
-        facts = {key: there[key] for key in CACHE_KEYS}
-    entries, faults, altered = {}, {}, set()
-    for entry in index["shards"] if index else []:
-        number, fault = entry["number"], quick_fault(folder, entry)
-        if fault is None and verify and mine(number):
-            fault = check_shard(folder, entry, facts["fingerprint"])
-            altered |= {number} if fault else set()
-        if fault is None:
-            entries[number] = entry
-        else:
-            faults[number] = fault
-    for number, path in find_shards(folder).items():
-        if number in entries or number in altered or not mine(number):
-            continue
-        try:  # a kill between a shard and its index leaves it unlisted, but whole
-            entry, meta = adopt_shard(path)
-        except ShardError as error:
-            if number not in faults:
-                _log.warning("not used: %s", error)
-            continue
-        _refuse_other(path, meta, facts, source)
-        facts = {key: meta[key] for key in CACHE_KEYS}
-        entries[number] = entry
-    for number in faults.keys() - entries.keys():
-        _log.warning("%s %s; it is made again", *faults[number])
-    return facts, index, dict(sorted(entries.items()))
-
-
-def recorded_facts(folder: Path) -> dict | None:
-    """What the cache in `folder` says about how it was made: its index, else its first shard; None: it holds nothing."""
-    with contextlib.suppress(FileNotFoundError, BrokenIndex):
-        return read_index(folder)
-    for path in find_shards(folder).values():
-        with contextlib.suppress(ShardError):
-            return open_shard(path)["meta"]
-    return None
-
-
-def covered(entry: dict) -> int:
-    """Positions of the source that a shard accounts for: its rows, and the images that could not be read."""
-    return entry["rows"] + len(entry["unreadable"])
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path, part: int | None = None) -> Iterator[None]:
-    """Make `folder`, and hold it for this process: whoever else wants to fill it waits. A killed process lets go.
-
-    Several jobs that fill a `part` each hold nothing: they may be on different machines, whose locks do not know each other.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if part is not None:
-        yield
-        return
-    with writing(folder):
-        held = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("another process is filling %s; waiting for it", folder)
-            fcntl.flock(held, fcntl.LOCK_EX)
-        except OSError:  # some network file systems have no locks
-            pass
-        yield
-    finally:
-        os.close(held)
-
-
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Say in a sentence what the disk refuses."""
+    """Say in a sentence what the disk refuses.
+
+    Raises:
+        CacheError: in the place of an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -246,59 +75,80 @@ def writing(folder: Path) -> Iterator[None]:
         raise CacheError(f"{folder} {said}.") from error
 
 
-def check_space(folder: Path, needed: int, what: str) -> str:
-    """A sentence on what is needed; CacheError where `folder` cannot be written, or its disk has less than that left."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise CacheError(f"{folder} is read-only for this user; choose another cache_dir.")
-    free = shutil.disk_usage(folder).free
-    need, left = format_bytes(needed), format_bytes(free)
-    if needed > free:
-        raise CacheError(
-            f"{folder} needs {need} for {what}, but its disk has {left} free; choose another cache_dir, or a smaller "
-            "image_size or max_samples, or storage uint8."
-        )
-    return f"{what} will take {need}; {left} are free in {folder}"
+@contextlib.contextmanager
+def only_writer(folder: Path, part: int, parts: int) -> Iterator[None]:
+    """Make `folder` and hold it: whoever else wants to fill it waits. Remove what a kill left half written.
+
+    The folder itself is locked, by `flock`: unlike the lock file of `kdnb.files.only_process`, that adds no file to the cache,
+    needs no right to write to it, and stops another thread of this process, too. Several jobs that fill a part each hold
+    nothing: they may be on different machines, whose locks do not know each other.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            if parts == 1:
+                _wait_for_lock(held, folder)
+        with writing(folder):
+            remove_temporary(folder, of=lambda name: parts == 1 or _part_of(name, parts) == part)
+        yield
+    finally:
+        os.close(held)
 
 
-def _refuse_other(where: Path, old: dict, new: dict, source):
-    """Raise where the cache at `where` was not made with the facts `new`, naming all that differs."""
-    if old["fingerprint"] == new["fingerprint"]:
-        return
-    differs = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in _PREPROCESSING if old[key] != new[key]]
-    if not made_from(old, source):
-        names = f"source was {old['source']!r} and is now {new['source']!r}"
-        same_name = f"source {new['source']!r} does not hold the same images as when the cache was made"
-        differs.insert(0, names if old["source"] != new["source"] else same_name)
-    raise ValueError(f"{where} cannot be gone on with: {'; '.join(differs)}. Use the same settings again, or another cache_dir.")
+def _wait_for_lock(held: int, folder: Path):
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{folder} is being filled by another process; waiting for it", flush=True)
+        fcntl.flock(held, fcntl.LOCK_EX)
 
 
-def made_from(index: dict, source) -> bool:
-    """Whether the cache that `index` describes was made from `source`, wherever it lay."""
-    return _fingerprint(index, source) == index["fingerprint"]
-
-
-def _fingerprint(facts: dict, source) -> str:
-    decisive = [source.fingerprint, *(facts[key] for key in _PREPROCESSING)]
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-
-
-SOURCE_FILES = "source_files.json"  # rows of the files that a stream has gone through
+def check_parts(folder: Path, part: int, parts: int):
+    """Refuse a part that does not exist, and a folder that other jobs fill with another number of parts: ValueError."""
+    if parts < 1 or not 0 <= part < parts:
+        raise ValueError(f"part is {part} of parts {parts}; parts count from 0 to parts - 1.")
+    others = {number_of_parts(path) for path in part_indexes(folder)} - {parts}
+    if others and parts > 1:
+        raise ValueError(f"parts is {parts}, but other jobs fill {folder} in {min(others)} parts; give the same number to all, "
+                         "or remove the index_part_*.json of jobs that nobody runs any more.")  # fmt: skip
 
 
 class CacheWriter:
-    """The cache on the disk: what is to be stored, and what is stored so far.
+    """The cache on the disk: what is to be stored, and what is stored so far. Hold the folder with `only_writer` meanwhile.
+
+    Args:
+        the parameters of `kdnb.data.precompute.precompute`.
 
     Attributes:
-        entries: complete shards by number (of several jobs: of this one, and in the index). total: images to store, known:
-            images in the source; None while nobody knows.
+        facts: by `CACHE_KEYS`. entries: complete shards by number (of several jobs: of this one, and in the index).
+        total: images to store, known: images in the source; None while nobody knows.
+        note: a sentence where permutation_seed gave way, else "".
+
+    Raises:
+        ValueError: the folder holds shards of another source or of other preprocessing, or more images than max_samples.
     """
 
     def __init__(
-        self, source, folder: Path, facts: dict, index: dict | None, entries: dict, max_samples: int | None, part: int, parts: int
-    ):
-        self.source, self.folder, self.facts, self._on_disk, self._listed = source, folder, facts, index, None
-        self.part, self.parts = part, parts
-        self.known = source.num_images if source.num_images is not None else (index or {}).get("source_images")
+        self, source, folder: Path, *, image_size: int, cache_shard_size: int, max_samples: int | None, storage: str, resize: str,
+        permutation_seed: int | None, verify: bool, part: int, parts: int,
+    ):  # fmt: skip
+        self.source, self.folder, self.part, self.parts = source, folder, part, parts
+        self._on_disk, self._listed = None, None  # the index, and this job's list, as they are on the disk
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self._on_disk = read_index(folder)
+            except BrokenIndex:
+                _log.warning("the index in %s is broken; it is rebuilt from the shards", folder)
+        recorded = self._on_disk or self._first_meta()
+        seed, self.note = self._order(permutation_seed, recorded)
+        sizes = {"image_size": image_size, "resize": resize, "shard_size": cache_shard_size}
+        self.facts = cache_facts(source, storage=storage, permutation_seed=seed, **sizes)
+        if recorded is not None:
+            self._go_on_with(folder, recorded)
+        entries = self._whole_shards(verify)
+        self.known = source.num_images if source.num_images is not None else (self._on_disk or {}).get("source_images")
         self.total = min((limit for limit in (self.known, max_samples) if limit is not None), default=None)
         self.entries = entries
         if self.total is not None and self.stored_until() > self.total:
@@ -306,8 +156,70 @@ class CacheWriter:
                 f"max_samples is {max_samples}, but {folder} holds {self.stored_until()} images already, and a cache only "
                 "grows; choose another cache_dir, or train on fewer with fixed_shards or samples_per_epoch."
             )
-        self.entries = {n: entry for n, entry in entries.items() if covered(entry) == self.planned(n)}
+        self.entries = {number: entry for number, entry in entries.items() if covered(entry) == self.planned(number)}
         self._pixels: torch.Tensor | None = None
+        self._progress, self._before, self._made, self._written = None, 0, 0, 0  # images stored before and now, bytes now
+
+    def _first_meta(self) -> dict | None:
+        for path in find_shards(self.folder).values():
+            with contextlib.suppress(ShardError):
+                return open_shard(path)["meta"]
+        return None
+
+    def _order(self, seed: int | None, recorded: dict | None) -> tuple[int | None, str]:
+        """(permutation_seed to store with, a sentence where the default, 0, gives way to something else)."""
+        if seed == 0 and self.source.num_images is None:
+            return None, (
+                f"{self.source.name} is streamed, so it is stored in the order in which it comes (permutation_seed None): where "
+                "that is sorted by class, any few shards hold few of the classes; read without streaming it would be permuted."
+            )
+        if seed != 0 or recorded is None or recorded["permutation_seed"] == seed:
+            return seed, ""
+        seed = recorded["permutation_seed"]
+        return seed, f"{self.folder} was begun with permutation_seed {seed}, and goes on with it."
+
+    def _go_on_with(self, where: Path, old: dict):
+        """Take over the facts `old`, with the name under which the source was first read, so that new shards match old ones."""
+        if old["fingerprint"] != self.facts["fingerprint"]:
+            differs = preprocessing_changes(old, self.facts)
+            if not made_from(old, self.source):
+                name = self.source.name
+                names = f"source was {old['source']!r} and is now {name!r}"
+                same_name = f"source {name!r} does not hold the same images as when the cache was made"
+                differs.insert(0, names if old["source"] != name else same_name)
+            raise ValueError(
+                f"{where} cannot be gone on with: {'; '.join(differs)}. Use the same settings again, or another cache_dir."
+            )
+        self.facts = {key: old[key] for key in CACHE_KEYS}
+
+    def _whole_shards(self, verify: bool) -> dict[int, dict]:
+        """Entries of whole shards by number; another job's only where the index lists them."""
+        entries, faults, altered = {}, {}, set()
+        for entry in self._on_disk["shards"] if self._on_disk else []:
+            number, fault = entry["number"], quick_fault(self.folder, entry)
+            if fault is None and verify and self._is_mine(number):
+                fault = check_shard(self.folder, entry, self.facts["fingerprint"])
+                altered |= {number} if fault else set()
+            if fault is None:
+                entries[number] = entry
+            else:
+                faults[number] = fault
+        for number, path in find_shards(self.folder).items():
+            if number in entries or number in altered or not self._is_mine(number):
+                continue
+            try:  # a kill between a shard and its index leaves it unlisted, but whole
+                entries[number], meta = adopt_shard(path)
+            except ShardError as error:
+                if number not in faults:
+                    _log.warning("not used: %s", error)
+                continue
+            self._go_on_with(path, meta)
+        for number in faults.keys() - entries.keys():
+            _log.warning("%s %s; it is made again", *faults[number])
+        return dict(sorted(entries.items()))
+
+    def _is_mine(self, number: int) -> bool:
+        return number % self.parts == self.part
 
     def planned(self, number: int) -> int:
         """Images that shard `number` covers."""
@@ -316,8 +228,7 @@ class CacheWriter:
 
     def missing(self) -> list[int]:
         """Shards still to be made by this job; only where the total is known."""
-        mine = range(self.part, self._count(), self.parts)
-        return [n for n in mine if n not in self.entries]
+        return [number for number in range(self.part, self._count(), self.parts) if number not in self.entries]
 
     def _count(self) -> int:
         return -(-self.total // self.facts["shard_size"])
@@ -327,43 +238,68 @@ class CacheWriter:
         return max((n * self.facts["shard_size"] + covered(entry) for n, entry in self.entries.items()), default=0)
 
     def index(self) -> dict:
+        """The index of what is stored so far; see `kdnb.data.cache.read_index`."""
         shards = [self.entries[number] for number in sorted(self.entries)]
         return {**self.facts, "num_images": self.total, "source_images": self.known, "shards": shards}
 
     def save(self):
         """Bring the index on the disk up to date, or this job's list."""
-        if self.parts > 1:
-            if self.index() != self._listed and (self._on_disk is None or self.missing()):
-                with writing(self.folder):
-                    write_part(self.folder, self.part, self.parts, self.index())
-                self._listed = self.index()
-            return
-        if self.index() != self._on_disk and (self.entries or self._on_disk):
-            with writing(self.folder):
-                write_index(self.folder, self.index())
-            self._on_disk = self.index()
+        index = self.index()
+        with writing(self.folder):
+            if self.parts > 1:
+                if index != self._listed and (self._on_disk is None or self.missing()):
+                    write_json(part_index(self.folder, self.part, self.parts), index)
+                    self._listed = index
+            elif index != self._on_disk and (self.entries or self._on_disk):
+                write_index(self.folder, index)
+                self._on_disk = index
 
-    def complete(self):
-        """Of several jobs, the last one writes the index. A job that makes everything leaves no lists of others behind."""
-        if self.parts == 1:
-            remove_lists(self.folder)
-            return
-        found = self.entries | all_entries(self.folder, self.parts)
-        found = {n: entry for n, entry in found.items() if covered(entry) == self.planned(n)}
-        if len(found) == self._count():
-            self.entries, self.parts = found, 1
+    def fill(self, progress=None, *, num_workers: int, on_unreadable: str):
+        """Decode and store what is missing, and bring the index up to date."""
+        if self.total is None or self.missing():
+            space = self.check_space()
+            if self.note:
+                print(self.note, flush=True)
+            if progress is not None:  # somebody watches
+                print(space, flush=True)
+            self.save()  # before the work: shards that are made again must not be listed meanwhile
+            self._progress, self._before = progress, sum(map(covered, self.entries.values()))
+            size, side, mode = (self.facts[name] for name in ("shard_size", "image_size", "resize"))
+            with contextlib.closing(decode_all(self._items(), side, mode, num_workers=num_workers)) as decoded:
+                for number, images in itertools.groupby(decoded, key=lambda image: image[0][0] // size):
+                    self._store(number, images, on_unreadable)
+            if self.parts == 1 and (self.total is None or self.stored_until() < self.total):
+                self.total = self.known = self.stored_until()  # a stream has said by now how many there are
+        self.save()
+        if self.parts > 1:  # the last job writes the index
+            lists = part_indexes(self.folder).values()
+            entries = self.entries | {entry["number"]: entry for index in lists if index for entry in index["shards"]}
+            entries = {number: entry for number, entry in entries.items() if covered(entry) == self.planned(number)}
+            if len(entries) < self._count():
+                return
+            self.entries, self.parts = entries, 1
             self.save()
-            remove_lists(self.folder)
+        for path in part_indexes(self.folder):  # the index holds what they say
+            path.unlink(missing_ok=True)
 
     def check_space(self) -> str:
-        """A sentence on what is to come; CacheError where the folder cannot be written, or its disk cannot hold that."""
-        side, kind = self.facts["image_size"], STORAGE_DTYPES[self.facts["storage"]]
+        """A sentence on what is to come; CacheError where the folder cannot be written, or its disk has less than that left."""
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise CacheError(f"{self.folder} is read-only for this user; choose another cache_dir.")
+        side, kind = self.facts["image_size"], self.facts["storage"]
         missing = [] if self.total is None else self.missing()  # of a stream, nobody may know
         rows = sum(map(self.planned, missing))
-        needed = rows * (3 * side * side * kind.itemsize + 16) + 4096 * len(missing)
-        return check_space(self.folder, needed, f"{rows:,} images of {side}x{side} in {self.facts['storage']}")
+        needed = rows * (3 * side * side * STORAGE_DTYPES[kind].itemsize + 16) + 4096 * len(missing)
+        free = shutil.disk_usage(self.folder).free
+        what, need, left = f"{rows:,} images of {side}x{side} in {kind}", format_bytes(needed), format_bytes(free)
+        if needed > free:
+            raise CacheError(
+                f"{self.folder} needs {need} for {what}, but its disk has {left} free; choose another cache_dir, or a smaller "
+                "image_size or max_samples, or storage uint8."
+            )
+        return f"{what} will take {need}; {left} are free in {self.folder}"
 
-    def items(self) -> Iterator[tuple]:
+    def _items(self) -> Iterator[tuple]:
         """(position, id, label, encoded) of what is still to be stored, in order."""
         size = self.facts["shard_size"]
         if self.source.num_images is None:
@@ -380,7 +316,7 @@ class CacheWriter:
         for position, (row, encoded, label) in zip(positions.tolist(), self.source.items(ids), strict=True):
             yield position, row, label, encoded
 
-    def store(self, number: int, images: Iterator[tuple], on_unreadable: str, report):
+    def _store(self, number: int, images: Iterator[tuple], on_unreadable: str):
         """Write shard `number` from ((position, id, label), pixels or why there are none), and list it."""
         if self._pixels is None:
             side = self.facts["image_size"]
@@ -397,25 +333,35 @@ class CacheWriter:
                 pixels[len(ids)] = image
                 ids.append(row)
                 labels.append(label)
-            report.one()
-        content = {"images": self._pixels[: len(ids)], "ids": torch.tensor(ids, dtype=torch.int64), "labels": None}
-        if self.facts["storage"] != "uint8":
-            content["images"] = _floats(content["images"], self.facts)
-        if self.facts["labelled"]:
-            content["labels"] = torch.tensor(labels, dtype=torch.int64)
+            self._made += 1
+            if self._made % _REPORT_EVERY == 0:
+                self._report()
+        content = {
+            "images": _as_stored(self._pixels[: len(ids)], self.facts),
+            "labels": torch.tensor(labels, dtype=torch.int64) if self.facts["labelled"] else None,
+            "ids": torch.tensor(ids, dtype=torch.int64),
+        }
         with writing(self.folder):
             self.entries[number] = write_shard(self.folder, number, meta=self.facts | {"unreadable": unreadable}, **content)
         self.save()
-        report.shard(self.entries[number]["bytes"])
+        self._written += self.entries[number]["bytes"]
+        self._report()
 
-    def note_end(self):
-        """After the last image: a stream has said by now how many there are."""
-        if self.total is None or self.stored_until() < self.total:
-            self.total = self.known = self.stored_until()
+    def _report(self):
+        if self._progress is not None:
+            self._progress.update(self._before + self._made, total=self.total, bytes_written=self._written)
 
 
-def _floats(images: torch.Tensor, facts: dict) -> torch.Tensor:
-    """uint8 [N, 3, H, W], normalised and in the stored float type."""
+def _part_of(name: str, parts: int) -> int | None:
+    """The job that writes the file `name`; None for what is nobody's own."""
+    number = re.search(r"_(?:shard|part)_(\d+)", name)
+    return int(number[1]) % parts if number else None
+
+
+def _as_stored(images: torch.Tensor, facts: dict) -> torch.Tensor:
+    """uint8 [N, 3, H, W] as it is, or normalised and in the stored float type."""
+    if facts["storage"] == "uint8":
+        return images
     stored = torch.empty(images.shape, dtype=STORAGE_DTYPES[facts["storage"]])
     for begin in range(0, len(images), 64):  # in pieces: a shard's worth of float32 is more than a gigabyte
         stored[begin : begin + 64] = normalise(images[begin : begin + 64], facts["mean"], facts["std"])

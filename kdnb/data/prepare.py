@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from kdnb import distributed
-from kdnb.data.cache import BrokenIndex, read_index
-from kdnb.data.cache_writer import covered, made_from, missing
+from kdnb.data.cache import BrokenIndex, covered, made_from, missing, read_index
 from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.loader import BatchReader
 from kdnb.data.precompute import precompute
@@ -86,10 +85,10 @@ def _cached_batches(source, most: int | None, *, image_size: int, resize: str, n
     if streamed and most:
         print(f"{source.name} is streamed: its first {most:,} images are taken, not any {most:,}", flush=True)
     with distributed.rank_0_first(), contextlib.ExitStack() as watched:
-        lines = None
+        lines = False
         if streamed or min(most or source.num_images, source.num_images) > _QUICK:
             lines = watched.enter_context(Display(most or source.num_images, title=f"cache {source.name}", unit="image"))
-        precompute(source, folder, progress=lines, **settings)
+        precompute(source, folder, part=0, parts=1, progress=lines, **settings)
     return _batches(CachedTensorDataset(folder))
 
 
@@ -119,9 +118,9 @@ def ensure_cache(
         if not builtin:
             raise
     if builtin:  # also where there is an index: it may not list all shards yet, or be broken
-        sizes = {"image_size": image_size, "shard_size": cache_shard_size, "resize": resize}
+        sizes = {"image_size": image_size, "cache_shard_size": cache_shard_size, "resize": resize}
         with distributed.rank_0_first():
-            precompute(open_source(dataset, split=split), folder, **sizes)
+            precompute(dataset, folder, split=split, part=0, parts=1, progress=False, **sizes)
         index = read_index(folder)
     return index
 

@@ -108,7 +108,7 @@ from kdnb import distributed
 from kdnb.data.sources import open_source
 from kdnb.data.precompute import precompute
 source, begun = open_source(sys.argv[1]), time.monotonic()
-precompute(source, sys.argv[2], image_size=224, shard_size=256, part=distributed.rank(), parts=distributed.world())
+precompute(source, sys.argv[2], image_size=224, cache_shard_size=256, part=distributed.rank(), parts=distributed.world())
 Path(sys.argv[2] + f"_seconds{distributed.rank()}").write_text(str(time.monotonic() - begun))
 """
 

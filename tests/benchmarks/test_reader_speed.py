@@ -14,10 +14,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from caches import images_offset
 from PIL import Image
 
 from kdnb.data.augment import normalise
-from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD, images_offset, read_index
+from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD, read_index
 from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.decode import decode, resize
 from kdnb.data.loader import BatchReader

@@ -58,7 +58,7 @@ def test_random_samples_are_fair(classes, images, drawn):
 
 def test_labels_of_a_cache_and_of_raw_images_are_those_of_their_items(tmp_path):
     source = open_source("digits", split="test")
-    precompute(source, tmp_path, image_size=8, shard_size=100)
+    precompute(source, tmp_path, image_size=8, cache_shard_size=100)
     cached = CachedTensorDataset(tmp_path)
     raw = RawImageDataset(source, image_size=8, resize="crop", order=Order(shard_sizes=(100, 100, 97)), permutation_seed=0)
     for data in (cached, raw):

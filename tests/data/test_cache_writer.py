@@ -15,7 +15,7 @@ from kdnb.data.cache import read_index, verify
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
 
-SETTINGS = {"image_size": 8, "shard_size": 100}  # 1,500 digits: 15 shards
+SETTINGS = {"image_size": 8, "cache_shard_size": 100}  # 1,500 digits: 15 shards
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -103,7 +103,7 @@ JOB = """
 import sys
 from kdnb.data.sources import open_source
 from kdnb.data.precompute import precompute
-precompute(open_source("digits"), sys.argv[1], part=int(sys.argv[2]), parts=2, image_size=8, shard_size=100)
+precompute(open_source("digits"), sys.argv[1], part=int(sys.argv[2]), parts=2, image_size=8, cache_shard_size=100)
 """
 
 

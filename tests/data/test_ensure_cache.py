@@ -42,7 +42,7 @@ def test_the_digits_are_cached_where_they_are_not(tmp_path):
 @pytest.mark.parametrize("most", [None, 1000])
 def test_digits_stored_in_their_own_order_are_used_and_gone_on_with(tmp_path, most):
     p = parameters(tmp_path)
-    precompute(open_source("digits"), p.cache_dir, image_size=8, shard_size=400, permutation_seed=None, max_samples=most)
+    precompute(open_source("digits"), p.cache_dir, image_size=8, cache_shard_size=400, permutation_seed=None, max_samples=most)
     index = ensure_cache(**vars(p))
     assert index["permutation_seed"] is None and sum(entry["rows"] for entry in index["shards"]) == 1500
 
@@ -136,7 +136,7 @@ def test_the_hint_is_the_whole_command(tmp_path):
     given = {name: TABLE["precompute"][name].convert(value) for name, value in zip(words[4::3], words[5::3], strict=True)}
     assert given.keys() <= TABLE["precompute"].keys()
     q = SimpleNamespace(**{"image_column": None, "label_column": None} | given)  # what is left out is None
-    sizes = {"image_size": q.image_size, "shard_size": q.cache_shard_size, "resize": q.resize}
+    sizes = {"image_size": q.image_size, "cache_shard_size": q.cache_shard_size, "resize": q.resize}
     precompute(open_source(q.dataset, split=q.split), q.cache_dir, **sizes)
     assert ensure_cache(**vars(p))["source"] == "my photos"
 
@@ -161,6 +161,6 @@ def test_the_model_card_names_the_images_of_the_cache(tmp_path, make_cache):
 
 def test_a_cache_that_jobs_still_fill_is_waited_for(tmp_path):
     p = parameters(tmp_path, dataset=photos(tmp_path / "photos"), cache_shard_size=2)
-    precompute(open_source(p.dataset), p.cache_dir, image_size=8, shard_size=2, part=0, parts=2)
+    precompute(open_source(p.dataset), p.cache_dir, image_size=8, cache_shard_size=2, part=0, parts=2)
     with pytest.raises(FileNotFoundError, match="Several jobs fill this cache, and 1 of its shards are missing; wait for them"):
         ensure_cache(**vars(p))

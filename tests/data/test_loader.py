@@ -149,7 +149,7 @@ def test_raw_images_give_the_batches_of_their_cache(tmp_path):
     from kdnb.data.precompute import precompute
     from kdnb.data.sources import open_source
 
-    precompute(open_source("digits", split="test"), tmp_path, image_size=16, shard_size=50)
+    precompute(open_source("digits", split="test"), tmp_path, image_size=16, cache_shard_size=50)
     settings = {"regime": "random", "shards_per_epoch": 3, "batch_size": 40, "shuffle": "all", "seed": 2}
     cached = build_pretraining_dataloader(cache_dir=tmp_path, **settings)
     raw = build_pretraining_dataloader(

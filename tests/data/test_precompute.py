@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from caches import images_offset
 from PIL import Image
 
-from kdnb.data.cache import images_offset, open_shard, read_index, shard_name, verify, write_index
+from kdnb.data.cache import open_shard, read_index, shard_name, verify, write_index
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.decode import UnreadableImage, decode, resize
 from kdnb.data.precompute import precompute
@@ -56,12 +57,16 @@ def pictures(n: int, **options) -> Pictures:
     return Pictures([png(i) for i in range(n)], **options)
 
 
-SIZES = {"image_size": 8, "shard_size": 4}
+SIZES = {"image_size": 8, "cache_shard_size": 4}
 
 
 def fill(source, folder: Path, **settings) -> dict:
     """A cache in the source's own order, so that a test can say what lies where."""
-    return precompute(source, folder, **SIZES | {"permutation_seed": None} | settings)
+    return default_fill(source, folder, **{"permutation_seed": None} | settings)
+
+
+def default_fill(source, folder: Path, **settings) -> dict:
+    return read_index(precompute(source, folder, **SIZES | {"progress": False} | settings))
 
 
 def stored_ids(folder: Path) -> list[int]:
@@ -144,11 +149,11 @@ def test_a_source_sorted_by_class_gives_shards_with_all_of_its_classes(tmp_path)
         path = folder / "abcd"[number // 20] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(number))
-    index = precompute(open_source(str(folder)), tmp_path / "cache", image_size=8, shard_size=20)
+    index = default_fill(open_source(str(folder)), tmp_path / "cache", cache_shard_size=20)
     assert index["permutation_seed"] == 0
     for entry in index["shards"]:
         assert set(open_shard(tmp_path / "cache" / entry["file"])["labels"].tolist()) == {0, 1, 2, 3}
-    fill(open_source(str(folder)), tmp_path / "sorted", shard_size=20)
+    fill(open_source(str(folder)), tmp_path / "sorted", cache_shard_size=20)
     assert set(open_shard(tmp_path / "sorted" / shard_name(0))["labels"].tolist()) == {0}
 
 
@@ -156,19 +161,19 @@ def test_a_source_sorted_by_class_gives_shards_with_all_of_its_classes(tmp_path)
 def test_a_cache_with_an_order_of_its_own_goes_on_with_it_where_none_is_asked_for(tmp_path, seed, capsys):
     fill(pictures(10), tmp_path / "old", max_samples=6, permutation_seed=seed)
     fill(pictures(10), tmp_path / "straight", permutation_seed=seed)
-    index = precompute(pictures(10), tmp_path / "old", **SIZES)
+    index = default_fill(pictures(10), tmp_path / "old")
     assert index["permutation_seed"] == seed and files(tmp_path / "old") == files(tmp_path / "straight")
     assert f"old was begun with permutation_seed {seed}, and goes on with it." in capsys.readouterr().out
     again = pictures(10)
-    assert precompute(again, tmp_path / "old", **SIZES) == index and again.read == [] and capsys.readouterr().out == ""
+    assert default_fill(again, tmp_path / "old") == index and again.read == [] and capsys.readouterr().out == ""
     (tmp_path / "old/index.json").unlink()  # the shards say it, too
     (tmp_path / "old" / shard_name(0)).unlink()
-    precompute(pictures(10), tmp_path / "old", **SIZES)
+    default_fill(pictures(10), tmp_path / "old")
     assert files(tmp_path / "old") == files(tmp_path / "straight")
 
 
 def test_a_permuted_cache_is_not_gone_on_with_in_another_order(tmp_path):
-    precompute(pictures(10), tmp_path, max_samples=6, **SIZES)
+    default_fill(pictures(10), tmp_path, max_samples=6)
     for seed in (None, 1):
         with pytest.raises(ValueError, match=f"permutation_seed was 0 and is now {seed}"):
             fill(pictures(10), tmp_path, permutation_seed=seed)
@@ -205,7 +210,7 @@ def test_the_bytes_do_not_depend_on_workers(tmp_path):
     many = [png(i) for i in range(150)]
     many[100] = b"broken"
     for workers in (0, 2):
-        fill(Pictures(many), tmp_path / str(workers), shard_size=40, num_workers=workers)
+        fill(Pictures(many), tmp_path / str(workers), cache_shard_size=40, num_workers=workers)
     assert files(tmp_path / "0") == files(tmp_path / "2")
 
 
@@ -306,17 +311,17 @@ class Watcher:
 
 def test_what_the_index_lists_is_whole_at_every_moment(tmp_path):
     watchers = [Watcher(tmp_path) for _ in range(3)]
-    fill(pictures(200), tmp_path, shard_size=100, max_samples=150, progress=watchers[0])
+    fill(pictures(200), tmp_path, cache_shard_size=100, max_samples=150, progress=watchers[0])
     (tmp_path / shard_name(0)).write_bytes(b"broken")
-    fill(pictures(200), tmp_path, shard_size=100, max_samples=150, progress=watchers[1])
-    fill(pictures(200), tmp_path, shard_size=100, progress=watchers[2])
+    fill(pictures(200), tmp_path, cache_shard_size=100, max_samples=150, progress=watchers[1])
+    fill(pictures(200), tmp_path, cache_shard_size=100, progress=watchers[2])
     # A shard that is damaged, or short and about to grow, is not listed until it has been made again.
     assert [watcher.seen for watcher in watchers] == [[[0], [0], [0, 1]], [[1], [0, 1]], [[0], [0, 1]]]
 
 
 def test_progress_says_how_far(tmp_path):
     watcher = Watcher(tmp_path)
-    index = fill(pictures(150), tmp_path, shard_size=100, progress=watcher)
+    index = fill(pictures(150), tmp_path, cache_shard_size=100, progress=watcher)
     assert [done for done, _ in watcher.calls] == [64, 100, 128, 150]
     last = watcher.calls[-1][1]
     assert last == {"total": 150, "bytes_written": sum(entry["bytes"] for entry in index["shards"])}
@@ -329,7 +334,7 @@ def test_progress_says_how_far(tmp_path):
         ({"resize": "squash"}, "resize was 'crop' and is now 'squash'"),
         ({"storage": "float16"}, "storage was 'uint8' and is now 'float16'"),
         ({"permutation_seed": 1}, "permutation_seed was None and is now 1"),
-        ({"shard_size": 5, "image_size": 6}, "image_size was 8 and is now 6; shard_size was 4 and is now 5"),
+        ({"cache_shard_size": 5, "image_size": 6}, "image_size was 8 and is now 6; shard_size was 4 and is now 5"),
         ({"source": pictures(9, name="others")}, "source was 'pictures' and is now 'others'. Use"),
         ({"source": pictures(9)}, "source 'pictures' does not hold the same images as when the cache was made"),
         (
@@ -357,7 +362,7 @@ def test_the_same_source_elsewhere_is_the_same_source(tmp_path):
     assert files(tmp_path / "moved") == files(tmp_path / "straight")
 
 
-def test_a_second_process_waits_and_finds_the_work_done(tmp_path, caplog):
+def test_a_second_process_waits_and_finds_the_work_done(tmp_path, capsys):
     source = pictures(6)
     source.items = lambda ids, items=source.items: (time.sleep(0.05) or item for item in items(ids))
     thread = threading.Thread(target=fill, args=(source, tmp_path))
@@ -368,7 +373,7 @@ def test_a_second_process_waits_and_finds_the_work_done(tmp_path, caplog):
     second = pictures(6)
     assert fill(second, tmp_path)["num_images"] == 6
     thread.join()
-    assert second.read == [] and "another process is filling" in caplog.text
+    assert second.read == [] and "is being filled by another process; waiting for it" in capsys.readouterr().out
 
 
 # Pictures that cannot be read
@@ -434,7 +439,7 @@ def test_a_stream_whose_index_was_lost_is_read_from_its_first_gap(tmp_path):
 
 
 def test_a_stream_is_stored_as_it_comes_and_says_so(tmp_path, capsys):
-    index = precompute(pictures(10, streaming=True), tmp_path, **SIZES)
+    index = default_fill(pictures(10, streaming=True), tmp_path)
     assert index["permutation_seed"] is None and stored_ids(tmp_path) == list(range(10))
     assert "pictures is streamed, so it is stored in the order in which it comes" in capsys.readouterr().out
     fill(pictures(10, streaming=True), tmp_path)  # None says the same, and needs no telling
@@ -456,17 +461,16 @@ def test_a_stream_has_no_order_to_permute_and_may_be_empty(tmp_path):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"image_size": 0}, "image_size is 0; allowed are whole numbers from 1"),
-        ({"image_size": "8"}, "image_size is '8'; allowed are whole numbers"),
-        ({"shard_size": 0}, "shard_size is 0; allowed are whole numbers from 1"),
-        ({"max_samples": 0}, "max_samples is 0; allowed are whole numbers from 1, or None for all"),
-        ({"permutation_seed": -1}, "permutation_seed is -1; allowed are whole numbers from 0, or None"),
-        ({"num_workers": -1}, "num_workers is -1; allowed are whole numbers from 0"),
+        ({"image_size": 0}, "image_size is 0; allowed is a whole number of at least 1"),
+        ({"image_size": "eight"}, "image_size is 'eight'; allowed is a whole number"),
+        ({"cache_shard_size": 0}, "cache_shard_size is 0; allowed is a whole number of at least 1"),
+        ({"max_samples": 0}, "max_samples is 0; allowed is a whole number of at least 1, or None"),
+        ({"permutation_seed": -1}, "permutation_seed is -1; allowed is a whole number of at least 0, or None"),
+        ({"num_workers": -1}, "num_workers is -1; allowed is a whole number from 0"),
         ({"num_workers": True}, "num_workers is True"),
-        ({"storage": "int8"}, "storage is 'int8'; allowed are uint8, float16, float32"),
-        ({"storage": "bfloat16"}, "storage is 'bfloat16', which loses almost half an 8-bit level; use uint8"),
-        ({"resize": "fit"}, "resize is 'fit'; allowed are crop, squash"),
-        ({"on_unreadable": "ignore"}, "on_unreadable is 'ignore'; allowed are skip, refuse"),
+        ({"storage": "bfloat16"}, "storage is 'bfloat16'; allowed is one of uint8, float16, float32"),
+        ({"resize": "fit"}, "resize is 'fit'; allowed is one of crop, squash"),
+        ({"on_unreadable": "ignore"}, "on_unreadable is 'ignore'; allowed is one of skip, refuse"),
     ],
 )
 def test_parameters_out_of_range_are_a_sentence(tmp_path, settings, sentence):
@@ -543,20 +547,21 @@ READ_ONLY = """
 import os, sys, tempfile
 from pathlib import Path
 from kdnb.data.sources import open_source
+from kdnb.data.cache import read_index
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.precompute import precompute
 folder, source = Path(sys.argv[1]), open_source("digits", split="test")
 with tempfile.TemporaryDirectory() as scratch:  # imports all that is needed while all of it can be read
-    precompute(source, scratch, image_size=8)
+    precompute(source, scratch, image_size=8, progress=False)
 if os.geteuid() == 0:  # root may write anywhere: be nobody
     os.setgid(65534), os.setuid(65534)
 assert not os.access(folder, os.W_OK)
 for name in ("empty", "below", "below/new", "partial"):
     try:
-        precompute(source, folder / name, image_size=8)
+        precompute(source, folder / name, image_size=8, progress=False)
     except CacheError as error:
         print(error)
-print(precompute(source, folder / "complete", image_size=8)["num_images"])
+print(read_index(precompute(source, folder / "complete", image_size=8, progress=False))["num_images"])
 """
 
 
@@ -639,7 +644,7 @@ def start(folder):
         return pid
     code = 1
     try:
-        precompute(source, folder, image_size=32, shard_size=50, permutation_seed=0)
+        precompute(source, folder, image_size=32, cache_shard_size=50, permutation_seed=0, progress=False)
         code = 0
     finally:
         os._exit(code)
@@ -696,7 +701,9 @@ def arrow_copies(tmp_path_factory, monkeypatch):
 
 def test_cifar10(real_data, tmp_path, arrow_copies):
     source = open_source(str(real_data / "cifar10"), split="test")
-    index = precompute(source, tmp_path, image_size=32, shard_size=512, max_samples=1200, permutation_seed=0, num_workers=1)
+    index = read_index(
+        precompute(source, tmp_path, image_size=32, cache_shard_size=512, max_samples=1200, permutation_seed=0, num_workers=1)
+    )
     assert [entry["rows"] for entry in index["shards"]] == [512, 512, 176]
     shard = open_shard(tmp_path / shard_name(2))
     rows = list(source.items(shard["ids"][:20].tolist()))
@@ -710,7 +717,7 @@ def test_imagenet_photographs(real_data, tmp_path, arrow_copies):
     from torchvision.transforms import InterpolationMode, v2
 
     source = open_source(str(real_data / "imagenet_sample"))
-    index = precompute(source, tmp_path, image_size=224, shard_size=16, max_samples=20, permutation_seed=None)
+    index = read_index(precompute(source, tmp_path, image_size=224, cache_shard_size=16, max_samples=20, permutation_seed=None))
     assert [entry["rows"] for entry in index["shards"]] == [16, 4] and not index["labelled"]
     theirs = v2.Compose([v2.Resize(224, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(224)])
     images = open_shard(tmp_path / shard_name(1))["images"]
@@ -724,7 +731,7 @@ def test_speed(real_data, tmp_path, arrow_copies):
     source = open_source(str(real_data / "cifar10"))
     for workers in (0, 2):
         begin = time.perf_counter()
-        index = precompute(source, tmp_path / str(workers), image_size=32, num_workers=workers)
+        index = read_index(precompute(source, tmp_path / str(workers), image_size=32, num_workers=workers))
         print(f"{workers:7d}  {50_000 / (time.perf_counter() - begin):8,.0f}")
         assert len(index["shards"]) == 25
     assert files(tmp_path / "0") == files(tmp_path / "2")

@@ -24,7 +24,7 @@ def parameters(tmp_path, **changes) -> SimpleNamespace:
 
 
 def fill(tmp_path, **changes):
-    settings = {"image_size": 16, "shard_size": 400, "permutation_seed": None}
+    settings = {"image_size": 16, "cache_shard_size": 400, "permutation_seed": None}
     precompute(open_source("digits"), tmp_path / "cache", **settings | changes)
 
 
@@ -127,7 +127,7 @@ JUDGE = """
     prepare.STORE = p.cache_dir + "_evaluation"
     if p.fill:
         source = open_source(p.dataset, **arguments_of(open_source, p))
-        precompute(source, p.cache_dir, image_size=p.image_size, shard_size=50, permutation_seed=None)
+        precompute(source, p.cache_dir, image_size=p.image_size, cache_shard_size=50, permutation_seed=None)
     else:
         probe = Probe(p)
         teacher = FeatureModel(build_model("cifar_resnet8", num_classes=10, width=4))

@@ -104,7 +104,7 @@ FILL = """
 
     source = open_source("timm/imagenet-1k-wds", image_column="jpg", label_column="cls", streaming=True)
     killer = Killer() if int(sys.argv[2]) else None
-    precompute(source, sys.argv[1], image_size=16, shard_size=32, permutation_seed=None, progress=killer)
+    precompute(source, sys.argv[1], image_size=16, cache_shard_size=32, permutation_seed=None, progress=killer)
 """
 
 

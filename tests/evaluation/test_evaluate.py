@@ -29,7 +29,7 @@ def make_run(tmp_path, *, name="run", steps=(2, 4), student_args=None, classes=1
     teacher = tmp_path / "teacher.pt"
     torch.save(build_model("cifar_resnet8", num_classes=classes, width=4).state_dict(), teacher)
     cache = tmp_path / "cache"
-    precompute(open_source("digits"), cache, image_size=32, shard_size=64, max_samples=128)
+    precompute(open_source("digits"), cache, image_size=32, cache_shard_size=64, max_samples=128)
     parameters = {
         "dataset": "digits", "split": "train", "image_column": None, "label_column": None, "image_size": 32, "resize": "crop",
         "cache_dir": str(cache), "teacher": "cifar_resnet8", "teacher_args": {"width": 4}, "teacher_checkpoint": str(teacher),

@@ -78,7 +78,7 @@ def sorted_cache(tmp_path):
 
     def fill(permutation_seed) -> str:
         folder = tmp_path / f"cache_{permutation_seed}"
-        settings = {"image_size": 4, "shard_size": 10, "permutation_seed": permutation_seed}
+        settings = {"image_size": 4, "cache_shard_size": 10, "permutation_seed": permutation_seed}
         precompute(open_source(str(tmp_path / "photos")), folder, **settings)
         return str(folder)
 
