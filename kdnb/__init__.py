@@ -1,6 +1,6 @@
 """kdnb: knowledge distillation from Jupyter notebooks.
 
-The public names below load where they are first used, so that `import kdnb` is quick; `kdnb.api` shows how they go together.
+The public names below load where they are first used, so that `import kdnb` is quick.
 """
 
 import os
@@ -16,11 +16,14 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 __version__ = version("kdnb")
 
 _HOMES = {
-    "kdnb.api": ("build_student", "distill", "evaluate", "load_teacher"),
+    "kdnb.api": ("evaluate",),
     "kdnb.data.datasets": ("CachedTensorDataset", "FixedShardSubsetCachedDataset", "RandomSubsetCachedDataset"),
     "kdnb.data.loader": ("build_pretraining_dataloader",),
     "kdnb.data.precompute": ("precompute",),
     "kdnb.data.views": ("CleanTransform", "FastMultiCropTransform", "SimpleTransform"),
+    "kdnb.distillation.build": ("build_student",),
+    "kdnb.distillation.run": ("distill",),
+    "kdnb.distillation.teacher_model": ("load_teacher",),
     "kdnb.evaluation.knn": ("knn_classify",),
     "kdnb.evaluation.probe": ("linear_probe",),
     "kdnb.runs": ("Run",),
@@ -29,10 +32,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it equal to _HOMES
-    from kdnb.api import build_student as build_student
-    from kdnb.api import distill as distill
     from kdnb.api import evaluate as evaluate
-    from kdnb.api import load_teacher as load_teacher
     from kdnb.data.datasets import CachedTensorDataset as CachedTensorDataset
     from kdnb.data.datasets import FixedShardSubsetCachedDataset as FixedShardSubsetCachedDataset
     from kdnb.data.datasets import RandomSubsetCachedDataset as RandomSubsetCachedDataset
@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it equal 
     from kdnb.data.views import CleanTransform as CleanTransform
     from kdnb.data.views import FastMultiCropTransform as FastMultiCropTransform
     from kdnb.data.views import SimpleTransform as SimpleTransform
+    from kdnb.distillation.build import build_student as build_student
+    from kdnb.distillation.run import distill as distill
+    from kdnb.distillation.teacher_model import load_teacher as load_teacher
     from kdnb.evaluation.knn import knn_classify as knn_classify
     from kdnb.evaluation.probe import linear_probe as linear_probe
     from kdnb.runs import Run as Run

@@ -25,24 +25,27 @@ from kdnb.data.datasets import (
 )
 from kdnb.data.order import EpochPlan, Order, even_shards
 from kdnb.data.sources import open_source
+from kdnb.runs import anchored
 
 _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
 
 
 def build_pretraining_dataloader(
-    *, use_cached: bool = True, cache_dir: str | Path = "", dataset: str = "",
+    *, use_cached: bool = True, cache_dir: str | Path = "",
+    dataset: str = "", split: str = "train", image_column: str | None = None, label_column: str | None = None,
+    streaming: bool = False, image_size: int = 224, resize: str = "crop", cache_shard_size: int = 2048,
     regime: str = "full", samples_per_epoch: int | None = None, shards_per_epoch: int | None = None, draw: str = "independent",
     fixed_shards: int | None = None, fixed_choice: str = "first", random_subset_seed: int = 0,
     shuffle: str = "within_shards", seed: int = 0,
     batch_size: int = 64, max_steps_per_epoch: int | None = None, gradient_accumulation_steps: int = 1,
     num_workers: int = 0, persistent_workers: bool = False, device: str | torch.device = "cpu", reuse_buffers: bool = False,
-    image_size: int = 224, resize: str = "crop", cache_shard_size: int = 2048, **source,
 ) -> "BatchReader | WorkerLoader":  # fmt: skip
     """The batches that a student is trained from.
 
     Args:
         use_cached: read the shards in `cache_dir`; otherwise decode the images of `dataset` on the fly, cut into shards of
-            `cache_shard_size` (then `source` holds further arguments of `open_source`).
+            `cache_shard_size`, at `image_size` and `resize`.
+        dataset ... streaming: see `kdnb.data.sources.open_source`; for images that are decoded on the fly.
         regime ... seed: see `kdnb.data.order.Order`; of the subset's arguments, those of the other regimes are passed over.
         max_steps_per_epoch: optimizer steps, of `gradient_accumulation_steps` batches each, after which an epoch ends.
         num_workers: worker processes; 0 reads a cache with one thread, which is the fastest way.
@@ -81,11 +84,12 @@ def build_pretraining_dataloader(
     plan["gradient_accumulation_steps"] = gradient_accumulation_steps
     if use_cached:
         kinds = {"random": RandomSubsetCachedDataset, "fixed": FixedShardSubsetCachedDataset}
-        data = kinds.get(regime, CachedTensorDataset)(cache_dir, **settings)
+        data = kinds.get(regime, CachedTensorDataset)(anchored(cache_dir), **settings)
         if num_workers == 0:
             return BatchReader(data, reuse_buffers=reuse_buffers, **plan)
     else:
-        raw = open_source(dataset, **source)
+        columns = {"image_column": image_column, "label_column": label_column}
+        raw = open_source(dataset, split=split, streaming=streaming, **columns)
         if raw.num_images is None:
             raise ValueError(f"{dataset} is streamed and has no random access; set use_cached to true and precompute it.")
         order = Order(shard_sizes=even_shards(raw.num_images, cache_shard_size), regime=regime, **settings)

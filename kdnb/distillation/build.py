@@ -1,134 +1,121 @@
-"""From checked parameters to the pieces that an image training notebook puts together.
+"""The pieces of an image run: views, student, loss, and what is saved of them. `kdnb.distillation.run` puts them together.
 
-Each function takes the notebook's parameters `p` (from `check_params`) and returns one piece; a script can build the same
-pieces from the modules that they come from.
+Keyword arguments are the notebooks' parameters, so that `build_views(index, **p.of(build_views))` takes what it needs of them.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from kdnb import distributed
 from kdnb.data.cache import normalisation, read_index
 from kdnb.data.datasets import CachedTensorDataset
-from kdnb.data.loader import BatchReader, WorkerLoader, build_pretraining_dataloader
-from kdnb.data.prepare import held_out_batches
-from kdnb.data.sources import open_source
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.distillation.teacher import LiveTeacher
 from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_better_than_chance
-from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.folder import save_model, write_cards
 from kdnb.models.vision import Student, build_model, required_size
-from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored, set_seed
 
 
-def build_loader(p: SimpleNamespace, *, regime: str, **subset) -> BatchReader | WorkerLoader:
-    """The batches of `regime` with the notebook's batch size, cap and seeds; `subset` holds what the regime needs."""
-    raw = {"image_size": p.image_size, "resize": p.resize, "cache_shard_size": p.cache_shard_size}
-    raw = {} if p.use_cached else raw | {"dataset": p.dataset} | arguments_of(open_source, p)
-    return build_pretraining_dataloader(
-        use_cached=p.use_cached,
-        cache_dir=anchored(p.cache_dir),
-        regime=regime,
-        shuffle=p.shuffle,
-        seed=p.seed,
-        batch_size=p.batch_size,
-        max_steps_per_epoch=p.max_steps_per_epoch,
-        gradient_accumulation_steps=p.gradient_accumulation_steps,
-        num_workers=p.num_workers,
-        persistent_workers=p.persistent_workers,
-        device=find_device(),
-        reuse_buffers=True,  # the loop is done with a batch before it asks for the next
-        **subset,
-        **raw,
-    )
+def build_views(
+    index: Mapping | None,
+    *,
+    image_size: int,
+    augmentation: str = "simple",
+    crop_scale_min: float = 0.4,
+    horizontal_flip: bool = True,
+    use_local_crops: bool = False,
+    local_crops_number: int = 6,
+    local_crop_size: int = 96,
+    teacher_views: int | None = None,
+    seed: int = 0,
+) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
+    """The augmentation that teacher and student share: uint8 or float images in, lists of float32 views in [0, 1] out.
+
+    Args:
+        index: of the cache that images come from, whose float formats are stored normalised; None for raw images.
+
+    Raises:
+        ValueError: local crops without multicrop.
+    """
+    require_multicrop(augmentation=augmentation, use_local_crops=use_local_crops)
+    stored = {} if index is None else normalisation(index)
+    if augmentation == "clean":
+        return CleanTransform(size=image_size, **stored)
+    if augmentation == "simple":
+        crop = {"scale": (crop_scale_min, 1.0), "horizontal_flip": horizontal_flip}
+        views = SimpleTransform(size=image_size, seed=seed, **crop, **stored)
+    else:
+        views = FastMultiCropTransform(
+            global_size=image_size,
+            local_size=local_crop_size,
+            local_crops_number=local_crops_number,
+            use_local_crops=use_local_crops,
+            global_scale=(crop_scale_min, 1.0),
+            horizontal_flip=horizontal_flip,
+            seed=seed,
+            **stored,
+        )
+    return views if teacher_views is None else RepeatedViews(transform=views, repeats=teacher_views)
 
 
-def build_views(p: SimpleNamespace) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
-    """The augmentation that teacher and student share: float32 in [0, 1]."""
-    require_multicrop(p)
-    stored = normalisation(read_index(anchored(p.cache_dir))) if p.use_cached else {}
-    if p.augmentation == "clean":
-        return CleanTransform(size=p.image_size, **stored)
-    free = _free_views(p, scale=(p.crop_scale_min, 1.0), **stored)
-    return free if p.teacher_views is None else RepeatedViews(transform=free, repeats=p.teacher_views)
-
-
-def require_multicrop(p: SimpleNamespace):
+def require_multicrop(*, augmentation: str, use_local_crops: bool):
     """Refuse local crops without the global ones that belong to them: ValueError."""
-    if p.use_local_crops and p.augmentation != "multicrop":
-        raise ValueError(f"use_local_crops is true, but augmentation is {p.augmentation}; local crops need multicrop.")
+    if use_local_crops and augmentation != "multicrop":
+        raise ValueError(f"use_local_crops is true, but augmentation is {augmentation}; local crops need multicrop.")
 
 
-def _free_views(p: SimpleNamespace, *, scale: tuple[float, float], **stored) -> SimpleTransform | FastMultiCropTransform:
-    """New views in every epoch."""
-    if p.augmentation == "simple":
-        flip = {"scale": scale, "horizontal_flip": p.horizontal_flip}
-        return SimpleTransform(size=p.image_size, seed=p.seed, **flip, **stored)
-    return FastMultiCropTransform(
-        global_size=p.image_size,
-        local_size=p.local_crop_size,
-        local_crops_number=p.local_crops_number,
-        use_local_crops=p.use_local_crops,
-        global_scale=scale,
-        horizontal_flip=p.horizontal_flip,
-        seed=p.seed,
-        **stored,
-    )
+def build_student(
+    name: str, teacher, *, num_classes: int = 0, student_layers: Sequence[int] = (), seed: int = 0, **student_args
+) -> Student:
+    """An untrained student for `teacher`, on the training device: any timm model, with projections to the teacher's widths.
 
+    Called with float images [B, 3, H, W] in [0, 1], it returns a dict with "features" [B, D of the teacher], "embedding" (its own
+    pooled features) and, where it has a head, "logits" [B, num_classes]. The projections are dropped when it is saved.
 
-def build_student(p: SimpleNamespace, teacher) -> Student:
-    """The student of `p` with projections to the widths of `teacher`, from `kdnb.distillation.teacher.open_teacher`."""
-    dims = {"layer_dims": teacher.layer_dims, "token_dim": teacher.token_shape[1] if p.teacher_tokens else 0}
-    shape = {"num_classes": _head_width(p, teacher), "layers": p.student_layers, "seed": p.seed}
-    student = new_student(p.student, teacher.feature_dim, **dims, **shape, **p.student_args)
-    check_student(p, student, teacher)
-    return student
+    Args:
+        name: a model that timm knows, or a CIFAR ResNet (`cifar_resnet20` ...).
+        teacher: from `load_teacher`, or from `kdnb.distillation.teacher.open_teacher`.
+        num_classes: width of a classification head, which soft targets and labels need (see `head_width`); 0 for none.
+        student_layers: indices of its layers that imitate the teacher's `feature_layers`.
+        seed: decides its first weights, and nothing else does.
+        student_args: keyword arguments of the architecture, such as width=8.
 
+    Raises:
+        ValueError: an unknown name (with near ones), or an argument that the architecture does not know.
 
-def new_student(
-    name: str, teacher_dim: int, *, layer_dims: Sequence[int] = (), token_dim: int = 0, num_classes: int = 0,
-    layers: Sequence[int] = (), seed: int = 0, **arguments,
-) -> Student:  # fmt: skip
-    """A student on the training device, untrained: the seed alone decides its first weights; see `kdnb.models.vision.Student`."""
+    Example:
+        >>> import kdnb
+        >>> teacher = kdnb.load_teacher("builtin")
+        >>> student = kdnb.build_student("cifar_resnet8", teacher, width=8)
+        >>> {name: tuple(value.shape) for name, value in student(torch.rand(2, 3, 32, 32)).items()}
+        {'features': (2, 64), 'embedding': (2, 32)}
+    """
     set_seed(seed)
-    model = build_model(name, num_classes=num_classes, **arguments)
-    dims = {"teacher_dim": teacher_dim, "layer_dims": layer_dims, "token_dim": token_dim}
-    student = Student(model, layers=tuple(layers), **dims)
-    student.made_with = {"student": name, "student_args": arguments, "student_layers": list(layers), "seed": seed}
+    model = build_model(name, num_classes=num_classes, **student_args)
+    dims = {"layer_dims": teacher.layer_dims, "token_dim": teacher.token_dim if teacher.tokens else 0}
+    student = Student(model, teacher_dim=teacher.feature_dim, layers=tuple(student_layers), **dims)
+    student.made_with = {"student": name, "student_args": student_args, "student_layers": list(student_layers), "seed": seed}
     return student.to(find_device())
 
 
-def check_student(p: SimpleNamespace, student: Student, teacher):
-    """Refuse a student that cannot take the views of `p`, or has other tokens than its teacher: ValueError."""
-    size = required_size(student.model)
-    if size not in (None, p.image_size) or (size and p.use_local_crops and p.local_crop_size != size):
-        other = f"image_size is {p.image_size}" if size != p.image_size else f"local_crop_size is {p.local_crop_size}"
-        raise ValueError(f"student {p.student} takes images of {size} pixels a side alone, but {other}; set student_args "
-                         f"img_size={p.image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
-    if student.token_projection is not None:
-        own, asked = student.encoder.token_shape(p.image_size)[0], teacher.token_shape[0]
-        if own != asked:
-            raise ValueError(f"teacher_tokens is true, but the student has {own} tokens and the teacher {asked}; choose another "
-                             "student, or set it to false.")  # fmt: skip
+def head_width(teacher, *, loss: str, alpha: float, cache_dir: str | Path) -> int:
+    """Classes of the student's head: the teacher's for soft targets, those of the cached labels where they are mixed in, else 0.
 
-
-def _head_width(p: SimpleNamespace, teacher) -> int:
-    """Classes of the student's head: the teacher's for soft targets, the data's where labels are mixed in, else 0."""
-    if p.loss == "soft_targets" and not teacher.num_classes:
-        raise ValueError(f"loss is soft_targets, but teacher {p.teacher} has no classification head; choose mse or cosine.")
-    if p.alpha == 1:
-        return teacher.num_classes if p.loss == "soft_targets" else 0
-    cached = CachedTensorDataset(anchored(p.cache_dir))
-    width = teacher.num_classes if p.loss == "soft_targets" else num_classes(cached.labels, cached.classes)
-    labels_fit(cached.labels, width, alpha=p.alpha)
+    Raises:
+        ValueError: soft targets of a teacher without a head, or labels that do not fit.
+    """
+    if loss == "soft_targets" and not teacher.num_classes:
+        raise ValueError("loss is soft_targets, but the teacher has no classification head; choose mse or cosine.")
+    if alpha == 1:
+        return teacher.num_classes if loss == "soft_targets" else 0
+    cached = CachedTensorDataset(anchored(cache_dir))
+    width = teacher.num_classes if loss == "soft_targets" else num_classes(cached.labels, cached.classes)
+    labels_fit(cached.labels, width, alpha=alpha)
     return width
 
 
@@ -137,32 +124,48 @@ def num_classes(labels: np.ndarray | None, classes: list[str] | None) -> int:
     return len(classes) if classes else 0 if labels is None else int(labels.max()) + 1
 
 
-def build_loss(p: SimpleNamespace, teacher, answers, loader, views) -> DistillationLoss:
+def check_student(student: Student, teacher, *, image_size: int, use_local_crops: bool = False, local_crop_size: int = 96):
+    """Refuse a student that cannot take the views, or has another number of tokens than its teacher: ValueError."""
+    size = required_size(student.model)
+    if size not in (None, image_size) or (size and use_local_crops and local_crop_size != size):
+        other = f"image_size is {image_size}" if size != image_size else f"local_crop_size is {local_crop_size}"
+        raise ValueError(f"student takes images of {size} pixels a side alone, but {other}; set student_args "
+                         f"img_size={image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
+    if student.token_projection is not None:
+        own, wanted = student.encoder.token_shape(image_size)[0], teacher.token_shape[0]
+        if own != wanted:
+            raise ValueError(f"teacher_tokens is true, but the student has {own} tokens and the teacher {wanted}; choose another "
+                             "student, or set it to false.")  # fmt: skip
+
+
+def build_loss(
+    teacher, outputs, loader, views, held_out, *, loss: str = "mse", temperature: float = 2.0, alpha: float = 1.0
+) -> DistillationLoss:
     """The loss, with the teacher's feature statistics where it needs them.
 
     Args:
-        teacher: from `kdnb.distillation.teacher.open_teacher`. answers: from `build_teacher_call`.
+        teacher: from `kdnb.distillation.teacher.open_teacher`. outputs: from `build_teacher_call`.
+        loader, views: the run's. held_out: batches of labelled images that the teacher's head is measured on, or None.
 
     Raises:
-        ValueError: soft targets from a teacher that knows nothing about the held-out images.
+        ValueError: soft targets from a teacher that is no better than chance on the held-out images.
     """
-    mix = {"temperature": p.temperature, "alpha": p.alpha}
-    if p.loss == "soft_targets":
-        check_teacher(p, teacher)
+    mix = {"temperature": temperature, "alpha": alpha}
+    if loss == "soft_targets":
+        check_head(teacher, held_out)
         labels = loader.dataset.labels
-        mix["log_accuracy"] = labels_fit(labels, teacher.num_classes, alpha=p.alpha)
+        mix["log_accuracy"] = labels_fit(labels, teacher.num_classes, alpha=alpha)
         if labels is not None and not mix["log_accuracy"]:
-            known = f"{teacher.num_classes} classes are known to the teacher"
+            known = f"the teacher has {teacher.num_classes} classes"
             print(f"labels go from {labels.min()} to {labels.max()}, but {known}: accuracies are left out")
-    if p.loss != "mse":
-        return DistillationLoss(p.loss, **mix)
-    mean, std = feature_statistics(answers, loader.batches(0), views)
-    return DistillationLoss(p.loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
+    if loss != "mse":
+        return DistillationLoss(loss, **mix)
+    mean, std = feature_statistics(outputs, loader.batches(0), views)
+    return DistillationLoss(loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
 
 
-def check_teacher(p: SimpleNamespace, teacher):
-    """Measure the teacher's head on the held-out split before any step, print it, and refuse noise as soft targets."""
-    held_out = held_out_batches(**arguments_of(held_out_batches, p))
+def check_head(teacher, held_out):
+    """Measure the teacher's head on held-out images before any step, print it, and refuse noise as soft targets: ValueError."""
     if not labels_fit(None if held_out is None else held_out.dataset.labels, teacher.num_classes, alpha=1):
         why = f"eval_split gives no labels of its {teacher.num_classes} classes"
         if teacher.head_is_random:
@@ -171,32 +174,30 @@ def check_teacher(p: SimpleNamespace, teacher):
         print(f"the teacher's head is not measured: {why}")
         return
 
+    index = held_out.dataset.reader.index
+
     def measure() -> dict:
-        view = CleanTransform(size=p.image_size)
+        view = CleanTransform(size=index["image_size"])
         return measure_teacher(LiveTeacher(teacher.load()), held_out.batches(0), view)
 
-    scores = teacher.memoize("knowledge", held_out.dataset.reader.index["fingerprint"], measure)
+    scores = teacher.memoize("knowledge", index["fingerprint"], measure)
     print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     require_better_than_chance(scores, head_is_random=teacher.head_is_random)
 
 
-def save_student(p: SimpleNamespace, student: Student, folder: Path):
+def save_student(student: Student, folder: Path, *, image_size: int, resize: str = "crop"):
     """Save the student's backbone, without its projections, as a timm model folder that says how its images were prepared."""
-    inputs = {"input_size": (3, p.image_size, p.image_size), "interpolation": "bicubic", "crop_pct": 1.0}
-    inputs |= {"crop_mode": {"crop": "center", "squash": "squash"}[p.resize]}
+    inputs = {"input_size": (3, image_size, image_size), "interpolation": "bicubic", "crop_pct": 1.0}
+    inputs |= {"crop_mode": {"crop": "center", "squash": "squash"}[resize]}
     save_model(student.model, folder, **inputs, **student.encoder.normalisation)
 
 
-def write_run_cards(run: Run):
-    """Write the model card into the run's model folders; the run must be finished. Of several ranks, rank 0 does."""
+def finish_run(run: Run, **summary):
+    """Write `summary` as the run's summary.json, and the model cards into its model folders. Of several ranks, rank 0 does."""
     if distributed.rank() > 0:
         return
+    run.finish(summary)
     config = run.read("config.json")
     if config["parameters"]["use_cached"]:
         config["source"] = read_index(anchored(config["parameters"]["cache_dir"]))["source"]
-    write_cards(run.folder, config, run.read("summary.json"))
-
-
-def training_settings(p: SimpleNamespace) -> dict:
-    """The keyword arguments of `train` that are parameters of the notebook."""
-    return arguments_of(train, p) | {"save_model": partial(save_student, p)}
+    write_cards(run.folder, config, summary)

@@ -46,7 +46,7 @@ def check_run(p: SimpleNamespace, notebook: str):
     elif notebook == "precompute":
         rules = [_dataset, *([_views, _teacher, _checkpoint] if p.cache_teacher_features else [])]
     else:
-        rules = [_dataset, _views, _teacher, _checkpoint, _student, _layers, build.require_multicrop, _labels]
+        rules = [_dataset, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
     _refuse_faults(rules, p)
@@ -105,6 +105,10 @@ def _student(p: SimpleNamespace):
 
 def _layers(p: SimpleNamespace):
     require_as_many_layers(p.student_layers, p.feature_layers)
+
+
+def _multicrop(p: SimpleNamespace):
+    build.require_multicrop(**arguments_of(build.require_multicrop, p))
 
 
 def _labels(p: SimpleNamespace):

@@ -59,6 +59,21 @@ class Teacher:
                                  f"time; delete {self.cache_dir / 'known_teachers'}.")  # fmt: skip
         return self.model
 
+    @property
+    def made_with(self) -> dict:
+        """The parameters that it is loaded with."""
+        return self.build.keywords
+
+    @property
+    def tokens(self) -> bool:
+        """Whether it returns patch tokens."""
+        return bool(self.token_shape)
+
+    @property
+    def token_dim(self) -> int:
+        """Their width; 0 without tokens."""
+        return self.token_shape[1] if self.token_shape else 0
+
     def codec(self) -> OutputCodec:
         """How its outputs are stored. Raises ValueError where they cannot be stored so (`teacher_top_k`, say)."""
         names = ("feature_dim", "num_classes", "layer_dims", "token_shape")

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from types import SimpleNamespace
 
-from kdnb.distillation.run import train_trial
+from kdnb.distillation.run import distill_parameters
 from kdnb.distributed import Preempted
 from kdnb.runs import Run
 
@@ -48,7 +48,7 @@ def take_tour(p: SimpleNamespace, *, steps: int, rounds: int = 2, ways: dict[str
             for name, changes in list(ways.items()):
                 q = SimpleNamespace(**vars(p) | _PLAIN | {"max_steps_per_epoch": steps, "teacher_feature_dir": folder} | changes)
                 try:
-                    found.setdefault(name, []).extend(_measure(q, Run(f"{name}_{number}", {}, outputs=folder)))
+                    found.setdefault(name, []).extend(_measure(q, Run(f"{name}_{number}", vars(q), outputs=folder)))
                 except Preempted:
                     raise
                 except Exception as error:  # of the compiler, of a model, of a disk: they have no common class
@@ -66,8 +66,8 @@ def take_tour(p: SimpleNamespace, *, steps: int, rounds: int = 2, ways: dict[str
 def _measure(q: SimpleNamespace, run: Run) -> list[tuple[float, float]]:
     """(seconds of the step, seconds of waiting) of every step of the second epoch."""
     with _silent():
-        history, _ = train_trial(q, run)
-    return [(record["step_s"], record["data_wait_s"]) for record in history["steps"] if record["epoch"] == 1]
+        distill_parameters(q, run)
+    return [(record["step_s"], record["data_wait_s"]) for record in run.read("history.json")["steps"] if record["epoch"] == 1]
 
 
 @contextlib.contextmanager

@@ -20,12 +20,12 @@ import yaml
 
 from kdnb.data.audit import class_coverage
 from kdnb.data.cache import read_index
+from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.order import Order, count_visits
-from kdnb.distillation.build import build_loader
 from kdnb.distributed import Preempted
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
 from kdnb.files import only_process
-from kdnb.params import TABLE
+from kdnb.params import TABLE, arguments_of
 from kdnb.progress import Display
 from kdnb.runs import anchored, project_root
 
@@ -178,10 +178,8 @@ def _last_line(log: Path) -> str:
 def coverage(run: Planned) -> dict:
     """What `run` visits, from its order and the labels alone: images, unique_seen, share_of_cache, mean and largest exposure, and
     of the classes: in words, which are missing (by number), and whether the images are a fair sample of them."""
-    subset = ("fixed_shards", "fixed_choice", "samples_per_epoch", "shards_per_epoch", "draw", "random_subset_seed")
-    values = {name: run.parameters[name] for name in subset if name in run.parameters}
     regime = {"train_optimized": "full", "train_random": "random", "train_fixed": "fixed"}[run.notebook]
-    loader = build_loader(SimpleNamespace(**run.parameters), regime=regime, **values)
+    loader = build_pretraining_dataloader(regime=regime, **arguments_of(build_pretraining_dataloader, run.parameters))
     visits = count_visits(loader.dataset.order, [loader.num_samples(e) for e in range(run.parameters["epochs"])])
     exposure = visits.sum(0, dtype=int)
     seen = exposure[exposure > 0]

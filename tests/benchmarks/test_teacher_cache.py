@@ -14,7 +14,9 @@ import torch
 
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
-from kdnb.distillation.run import build_pieces, train_trial
+from kdnb.distillation.build import build_student
+from kdnb.distillation.run import build_pieces, distill_parameters
+from kdnb.distillation.teacher import open_teacher
 from kdnb.evaluation.student_probe import Probe
 from kdnb.runs import Run, set_seed
 
@@ -39,7 +41,7 @@ def p(real_data, folder) -> SimpleNamespace:
     """Parameters as in params/cifar10_fixed.yaml: two shards of 2,048 images, batches of 64."""
     source = {"dataset": str(real_data / "cifar10"), "split": "train", "image_column": None, "label_column": None}
     precompute(open_source(**source), folder / "cache", image_size=32, max_samples=10 * 2048)
-    given = source | {
+    given = source | FIXED | {
         "eval_split": "test", "probe_samples": 10_000, "cache_dir": str(folder / "cache"), "image_size": 32, "resize": "crop",
         "cache_shard_size": 2048, "use_cached": True, "shuffle": "within_shards", "num_workers": 0, "persistent_workers": False,
         "teacher": "cifar_resnet56", "teacher_args": {"num_classes": 10},
@@ -71,8 +73,10 @@ class RandomTargets:
 @pytest.mark.parametrize("student", ["resnet20", "resnet8"])
 def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
     p.student, p.teacher_views, p.augmentation = f"cifar_{student}", 1, "simple"
-    model, live, loader, views, loss = build_pieces(p, **FIXED)
-    stored = build_pieces(SimpleNamespace(**vars(p) | {"cache_teacher_features": True}), **FIXED)[1]
+    q = SimpleNamespace(**vars(p) | {"cache_teacher_features": True})
+    teacher = open_teacher(p)
+    model = build_student(p.student, teacher, **p.student_args)
+    (loader, views, live, loss), (_, _, stored, _) = build_pieces(p, model, teacher), build_pieces(q, model, open_teacher(q))
     for batch in loader.batches(0):  # all of what follows is stored before it is timed
         stored(views(batch["image"], batch["id"], 0), batch | {"epoch": 0})
     ways = {"random targets": RandomTargets(64), "stored": stored, "live": live}
@@ -107,7 +111,9 @@ def test_what_stored_views_are_worth(p, folder, capsys):
         for name, changes in MODES.items():
             q = SimpleNamespace(**vars(p) | changes | {"seed": seed})
             set_seed(seed)
-            history, student = train_trial(q, Run(f"{name}_{seed}", {}, outputs=folder / "runs"), **FIXED)
+            run = Run(f"{name}_{seed}", vars(q), outputs=folder / "runs")
+            student = distill_parameters(q, run, regime="fixed")
+            history = run.read("history.json")
             found[name].append(Probe(q).accuracy(student))
             seconds[name].append(sum(epoch["step_s"] + epoch["data_wait_s"] for epoch in history["epochs"]))
     with capsys.disabled():

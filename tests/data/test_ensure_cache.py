@@ -10,7 +10,7 @@ from kdnb.data.cache import read_index, write_index
 from kdnb.data.precompute import precompute
 from kdnb.data.prepare import ensure_cache, precompute_command
 from kdnb.data.sources import open_source, source_names
-from kdnb.distillation.build import write_run_cards
+from kdnb.distillation.build import finish_run
 from kdnb.models.folder import save_model
 from kdnb.models.vision import build_model
 from kdnb.params import TABLE
@@ -154,8 +154,7 @@ def test_the_model_card_names_the_images_of_the_cache(tmp_path, make_cache):
     p |= {"augmentation": "clean", "batch_size": 2, "gradient_accumulation_steps": 1, "epochs": 1, "seed": 0}
     run = Run("r", p, outputs=tmp_path)
     save_model(build_model("cifar_resnet8", width=4), run.folder / "final_model")
-    run.finish({"steps": 1, "images_seen": 2, "unique_seen": 2})
-    write_run_cards(run)
+    finish_run(run, steps=1, images_seen=2, unique_seen=2)
     assert "uoft-cs/cifar10/train, 8x8 pixels" in (run.folder / "final_model/README.md").read_text()
 
 

@@ -133,7 +133,8 @@ JUDGE = """
         teacher = FeatureModel(build_model("cifar_resnet8", num_classes=10, width=4))
         print("probe", probe.why_not or (probe.train.num_samples(0), probe.test.num_samples(0)))
         try:  # the gate
-            build.check_teacher(p, Teacher(p, 16, 10, (), True, 0, "", teacher.normalisation, model=teacher))
+            known = Teacher(p, 16, 10, (), True, 0, "", teacher.normalisation, model=teacher)
+            build.check_head(known, prepare.held_out_batches(**arguments_of(prepare.held_out_batches, p)))
         except (ValueError, RuntimeError, IndexError) as error:
             print(type(error).__name__)
         data = evaluate.data_for(p, SimpleNamespace(p=p))

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.distillation import build, checks
-from kdnb.params import ParameterError
+from kdnb.params import ParameterError, arguments_of
 from kdnb.text.text_data import TextData
 from kdnb.text.texts import Texts
 
@@ -75,10 +76,10 @@ def test_a_subset_is_held_against_the_cache_as_the_loader_will(p, notebook, chan
     (found,) = faults(p, notebook, **changes)
     assert sentence in found
     if "warmup_steps" not in changes:
-        regime, names = checks.SUBSETS[notebook]
+        regime, _ = checks.SUBSETS[notebook]
         q = SimpleNamespace(**vars(p) | changes)
         with pytest.raises(ValueError) as error:
-            build.build_loader(q, regime=regime, **{name: getattr(q, name) for name in names})
+            build_pretraining_dataloader(**arguments_of(build_pretraining_dataloader, vars(q) | {"regime": regime}))
         assert str(error.value) == found
 
 

@@ -45,9 +45,9 @@ def test_batches_models_and_the_loop_are_on_one_device(machine, monkeypatch, p, 
     monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: moved.append(device) or model)
     if first == "the group":
         distributed.init_distributed()
-    loader = build.build_loader(p, regime="full")
+    loader = build_pretraining_dataloader(device=find_device(), **arguments_of(build_pretraining_dataloader, p))
     teacher = teacher_model.build_teacher(**arguments_of(teacher_model.build_teacher, p))
-    build.build_student(p, teacher)
+    build.build_student(p.student, teacher, student_layers=p.student_layers, **p.student_args)
     accelerator = accelerator_for("auto", loader.device)
     expected = torch.device("cuda", local_rank)
     assert {loader.device, accelerator.device, find_device(), *moved} == {expected} and len(moved) == 2

@@ -8,8 +8,9 @@ import torch
 
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.loader import BatchReader
+from kdnb.data.prepare import held_out_batches
 from kdnb.distillation import build, teacher
-from kdnb.distillation.run import train_trial
+from kdnb.distillation.run import distill_parameters
 from kdnb.evaluation import student_probe
 from kdnb.params import arguments_of
 from kdnb.runs import Run
@@ -30,20 +31,23 @@ def labelled(request, p, make_cache, tmp_path):
 
 
 def test_soft_targets_alone_train_without_looking_at_labels(labelled, tmp_path, capsys):
-    history, _ = train_trial(labelled, Run("a", {}, outputs=tmp_path))
+    run = Run("a", vars(labelled), outputs=tmp_path)
+    distill_parameters(labelled, run)
+    history = run.read("history.json")
     assert len(history["steps"]) == 5
     assert not {"cross_entropy", "student_accuracy", "teacher_accuracy"} & history["steps"][0].keys()
-    said = "but 3 classes are known to the teacher: accuracies are left out" in capsys.readouterr().out
+    said = "but the teacher has 3 classes: accuracies are left out" in capsys.readouterr().out
     assert said == (labelled.kind != "all missing")
 
 
 def test_labels_that_fit_are_counted_and_change_nothing_else(p, make_cache, tmp_path):
     p.loss, p.epochs = "soft_targets", 2
-    history, student = train_trial(p, Run("a", {}, outputs=tmp_path))
+    run = Run("a", vars(p), outputs=tmp_path)
+    student, history = distill_parameters(p, run), run.read("history.json")
     assert {"cross_entropy", "student_accuracy", "teacher_accuracy"} <= history["steps"][0].keys()
     make_cache(tmp_path / "without", (20, 20, 20), size=8, labelled=False)
     p.cache_dir = str(tmp_path / "without")
-    _, same = train_trial(p, Run("b", {}, outputs=tmp_path))
+    same = distill_parameters(p, Run("b", vars(p), outputs=tmp_path))
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in student.state_dict().items())
 
 
@@ -53,7 +57,9 @@ def test_a_loss_that_needs_labels_is_refused_with_the_student_before_anything_is
     sentence = {"all missing": "the images have no labels", "some missing": "15 of 60 images have no label"}
     sentence |= {"beyond the head": "labels go up to 6 and the head has 3 classes"}
     with pytest.raises(ValueError, match=f"alpha is {alpha}, but {sentence[labelled.kind]}"):
-        build.build_student(labelled, teacher.open_teacher(**arguments_of(teacher.open_teacher, labelled)))
+        build.head_width(
+            teacher.open_teacher(**arguments_of(teacher.open_teacher, labelled)), **arguments_of(build.head_width, labelled)
+        )
 
 
 def test_a_student_without_class_names_has_a_head_for_every_label():
@@ -83,14 +89,13 @@ def test_a_probe_says_before_it_measures_why_there_is_none(labelled):
 def test_a_teacher_of_other_classes_is_not_measured_on_labels_beyond_them(p, capsys):
     p.loss, p.eval_split = "soft_targets", "test"  # digits: labels up to 9; the teacher has 3 classes
     frozen = teacher.open_teacher(**arguments_of(teacher.open_teacher, p))
-    build.check_teacher(p, frozen)
+    build.check_head(frozen, held_out_batches(**arguments_of(held_out_batches, p)))
     assert "the teacher's head is not measured: eval_split gives no labels of its 3 classes" in capsys.readouterr().out
     frozen.head_is_random = True
     with pytest.raises(ValueError, match="the teacher's head was not in its checkpoint, and eval_split gives no labels of its 3"):
-        build.check_teacher(p, frozen)
+        build.check_head(frozen, held_out_batches(**arguments_of(held_out_batches, p)))
 
 
 def test_soft_targets_of_a_teacher_without_a_head_are_refused_with_the_student(p):
-    p.loss, p.teacher_args, p.teacher_checkpoint = "soft_targets", {"num_classes": 0, "width": 4}, None
-    with pytest.raises(ValueError, match="teacher cifar_resnet8 has no classification head; choose mse or cosine"):
-        build.build_student(p, SimpleNamespace(num_classes=0, layer_dims=(16,), token_shape=()))
+    with pytest.raises(ValueError, match="the teacher has no classification head; choose mse or cosine"):
+        build.head_width(SimpleNamespace(num_classes=0), loss="soft_targets", alpha=1.0, cache_dir=p.cache_dir)

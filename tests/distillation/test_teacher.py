@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from kdnb.data.cache import read_index
 from kdnb.data.cache_writer import CacheError
+from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.reader import ShardReader
 from kdnb.data.views import RepeatedViews, SimpleTransform
-from kdnb.distillation import build, device_memory, teacher, teacher_model
+from kdnb.distillation import device_memory, teacher, teacher_model
+from kdnb.distillation.build import build_views
 from kdnb.distillation.device_memory import DeviceLoader
-from kdnb.distillation.run import store_teacher_outputs, train_trial
+from kdnb.distillation.run import distill_parameters, store_teacher_outputs
 from kdnb.distillation.teacher import CachedTeacher, LiveTeacher
 from kdnb.distillation.teacher_outputs import OutputCodec, TeacherCache
 from kdnb.models.vision import FeatureModel, build_model, freeze
@@ -24,12 +27,19 @@ from kdnb.runs import Run
 def run(p, tmp_path, name, **changes):
     """(losses of every step, student) of a training run."""
     p = SimpleNamespace(**vars(p) | changes)
-    history, student = train_trial(p, Run(name, {}, outputs=tmp_path))
-    return [record["loss"] for record in history["steps"]], student.state_dict()
+    run = Run(name, vars(p), outputs=tmp_path)
+    student = distill_parameters(p, run)
+    return [record["loss"] for record in run.read("history.json")["steps"]], student.state_dict()
 
 
 def opened(p, **changes) -> teacher.Teacher:
     return teacher.open_teacher(**arguments_of(teacher.open_teacher, vars(p) | changes))
+
+
+def pieces(p):
+    """(loader, views, teacher) of the parameters `p`."""
+    views = build_views(read_index(p.cache_dir), **arguments_of(build_views, p))
+    return build_pretraining_dataloader(**arguments_of(build_pretraining_dataloader, p)), views, opened(p)
 
 
 @pytest.mark.parametrize("kind", ["simple", "clean", "multicrop"])
@@ -93,7 +103,7 @@ def test_another_teacher_preprocessing_or_seed_has_another_folder(p, tmp_path):
     p.cache_teacher_features, folders = True, set()
     for change in changes:
         q = SimpleNamespace(**vars(p) | change)
-        loader, views, frozen = build.build_loader(q, regime="full"), build.build_views(q), opened(q)
+        loader, views, frozen = pieces(q)
         folders.add(teacher.build_teacher_call(frozen, loader, views).store.folder)
     assert len(folders) == len(changes)
 
@@ -101,7 +111,7 @@ def test_another_teacher_preprocessing_or_seed_has_another_folder(p, tmp_path):
 def test_outputs_of_a_teacher_normalised_as_imagenet_are_found_where_older_versions_stored_them(p):
     """The folder's name is a hash over these facts: when views normalised, mean and std were theirs."""
     p.cache_teacher_features = True
-    loader, views, frozen = build.build_loader(p, regime="full"), build.build_views(p), opened(p)
+    loader, views, frozen = pieces(p)
     facts = json.loads((teacher.build_teacher_call(frozen, loader, views).store.folder / "answers.json").read_text())
     assert facts["views"] == {
         "class": "SimpleTransform", "size": 8, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "seed": 0,
@@ -126,12 +136,12 @@ def test_a_float_cache_trains_as_the_uint8_one(p, tmp_path, make_cache):
         ({"augmentation": "multicrop", "use_local_crops": True}, "8 pixels a side alone, but local_crop_size is 4"),
     ],
 )
-def test_a_student_that_cannot_take_the_views_is_refused(p, changes, sentence):
+def test_a_student_that_cannot_take_the_views_is_refused(p, tmp_path, changes, sentence):
     vit = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     p.student, p.student_args, p.student_layers, p.feature_layers = "vit_tiny_patch16_224", vit, [], []
     p = SimpleNamespace(**vars(p) | changes | {"student_args": vit | changes.get("student_args", {})})
     with pytest.raises(ValueError, match=sentence):
-        build.build_student(p, opened(p))
+        distill_parameters(p, Run("refused", vars(p), outputs=tmp_path))
 
 
 def test_teacher_and_student_may_differ_in_normalisation_and_size(p, tmp_path):
@@ -165,15 +175,13 @@ def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
 def test_what_cannot_be_stored_is_refused_with_the_ways_out(p, tmp_path, changes, sentence):
     p = SimpleNamespace(**vars(p) | {"cache_teacher_features": True} | changes)
     with pytest.raises(ValueError, match=sentence):
-        teacher.require_recurring_views(**arguments_of(teacher.require_recurring_views, p))
-    with pytest.raises(ValueError, match=sentence.replace("simple", "SimpleTransform")):
         run(p, tmp_path, "refused")
 
 
 def test_a_disk_without_room_is_said_before_anything_is_asked(p, monkeypatch):
     p.cache_teacher_features = True
     monkeypatch.setattr(teacher.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    loader, views, frozen = build.build_loader(p, regime="full"), build.build_views(p), opened(p)
+    loader, views, frozen = pieces(p)
     with pytest.raises(CacheError, match="but its disk has 1 kB free; choose another teacher_feature_dir"):
         teacher.build_teacher_call(frozen, loader, views)
 

@@ -20,7 +20,7 @@ def test_every_way_is_measured_on_the_same_images(p):
 
 
 def test_a_way_that_the_machine_lacks_is_left_out_with_a_line(p, monkeypatch, capsys):
-    real = tour.train_trial
+    real = tour.distill_parameters
 
     def without_compiler(p, run):
         if p.compile_student:
@@ -30,13 +30,13 @@ def test_a_way_that_the_machine_lacks_is_left_out_with_a_line(p, monkeypatch, ca
     def interrupt():
         raise Preempted("interrupted")
 
-    monkeypatch.setattr(tour, "train_trial", without_compiler)
+    monkeypatch.setattr(tour, "distill_parameters", without_compiler)
     found = tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}, "compiled": {"compile_student": True}})
     assert list(found) == ["plain"] and capsys.readouterr().out == "compiled: not here (no C++ compiler was found)\n"
-    monkeypatch.setattr(tour, "train_trial", lambda *a: interrupt())
+    monkeypatch.setattr(tour, "distill_parameters", lambda *a: interrupt())
     with pytest.raises(Preempted):  # which is no lack
         tour.take_tour(p, steps=2, rounds=1, ways={"compiled": {"compile_student": True}})
-    monkeypatch.setattr(tour, "train_trial", lambda *a: 1 / 0)
+    monkeypatch.setattr(tour, "distill_parameters", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tour.take_tour(p, steps=2, rounds=1, ways={"plain": {}})
 
@@ -48,7 +48,7 @@ def test_a_way_that_the_student_cannot_go_does_not_cost_the_run(p, capsys):
     names = ["shards", "shards, DINO global + local crops"]
     found = tour.take_tour(p, steps=2, rounds=1, ways={name: tour.WAYS[name] for name in names})
     assert list(found) == ["shards"]
-    assert "local crops: not here (student vit_tiny_patch16_224 takes images of 8 pixels" in capsys.readouterr().out
+    assert "local crops: not here (student takes images of 8 pixels" in capsys.readouterr().out
 
 
 def test_of_a_streamed_data_set_no_raw_images_are_fetched(p, capsys):
