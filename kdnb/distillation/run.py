@@ -214,8 +214,6 @@ def store_teacher_outputs(p: SimpleNamespace, display) -> TeacherCache:
     """
     teacher = open_teacher(**arguments_of(open_teacher, p))
     unseen = {"use_local_crops": False, "local_crops_number": 1, "local_crop_size": 1}  # by the teacher
-    if p.alpha < 1:
-        labels_fit(loader.dataset.labels, student.encoder.num_classes, alpha=p.alpha)
     views = build_views(read_index(anchored(p.cache_dir)), **arguments_of(build_views, p) | unseen)
     loader = build_pretraining_dataloader(
         cache_dir=p.cache_dir,
