@@ -50,7 +50,7 @@ def p(real_data, folder) -> SimpleNamespace:
         "feature_layers": [], "student_layers": [], "loss": "mse", "temperature": 2.0, "alpha": 1.0, "augmentation": "simple",
         "crop_scale_min": 0.5, "horizontal_flip": True, "use_local_crops": False, "local_crops_number": 2, "local_crop_size": 16,
         "teacher_tokens": False,
-        "cache_teacher_features": False, "teacher_feature_dir": str(folder / "answers"), "teacher_views": None,
+        "cache_teacher_features": False, "teacher_feature_dir": str(folder / "outputs"), "teacher_views": None,
         "teacher_storage": "float16", "teacher_top_k": None, "cache_on_device": "false", "epochs": EPOCHS,
         "max_steps_per_epoch": STEPS, "batch_size": 64, "gradient_accumulation_steps": 1, "learning_rate": 2e-3,
         "weight_decay": 0.05, "warmup_steps": 50, "clip_grad_norm": 1.0, "mixed_precision": "no", "compile_student": False,
@@ -61,17 +61,17 @@ def p(real_data, folder) -> SimpleNamespace:
 
 
 class RandomTargets:
-    """Answers that cost nothing: what the student alone takes."""
+    """Outputs that cost nothing: what the student alone takes."""
 
     def __init__(self, width: int):
-        self.answer = {"features": torch.randn(64, width)}
+        self.outputs = {"features": torch.randn(64, width)}
 
     def __call__(self, views, batch):
-        return [self.answer for _ in views]
+        return [self.outputs for _ in views]
 
 
 @pytest.mark.parametrize("student", ["resnet20", "resnet8"])
-def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
+def test_a_step_with_stored_outputs_costs_what_the_student_costs(p, student):
     p.student, p.teacher_views, p.augmentation = f"cifar_{student}", 1, "simple"
     q = SimpleNamespace(**vars(p) | {"cache_teacher_features": True})
     teacher = open_teacher(p)
@@ -82,7 +82,7 @@ def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
     ways = {"random targets": RandomTargets(64), "stored": stored, "live": live}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    asked = stored.asked
+    misses = stored.misses
     for epoch in range(2):
         for number, batch in enumerate(loader.batches(0)):
             batch["epoch"] = 0
@@ -90,8 +90,8 @@ def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
                 start = time.perf_counter()
                 inputs = views(batch["image"], batch["id"], 0)
                 with torch.no_grad():
-                    answers = ways[name](inputs, batch)
-                loss([model(view) for view in inputs], answers, None)["loss"].backward()
+                    outputs = ways[name](inputs, batch)
+                loss([model(view) for view in inputs], outputs, None)["loss"].backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 if epoch or number > 3:
@@ -101,7 +101,7 @@ def test_a_step_with_stored_answers_costs_what_the_student_costs(p, student):
     for name, value in medians.items():
         ratio = value / medians["random targets"]
         print(f"{student}: {name:15s} {1000 * value:7.2f} ms a step, {ratio:.3f} of the student alone")
-    assert stored.asked == asked
+    assert stored.misses == misses
 
 
 def test_what_stored_views_are_worth(p, folder, capsys):

@@ -1,4 +1,4 @@
-"""On a GPU it is as on the CPU: batches bitwise, training resumed in every precision, stored answers, two ranks."""
+"""On a GPU it is as on the CPU: batches bitwise, training resumed in every precision, stored outputs, two ranks."""
 
 import time
 
@@ -109,10 +109,10 @@ def test_training_goes_on_after_a_crash_as_if_undisturbed(cache, tmp_path, devic
     assert scaler == whole.load_checkpoint()["scaler"] and (scaler is not None) == (precision == "fp16")
 
 
-def test_stored_answers_train_as_the_live_teacher_does(cache, tmp_path, device):
+def test_stored_outputs_train_as_the_live_teacher_does(cache, tmp_path, device):
     """While the store fills, and when all of it is read; float32, so that nothing is rounded."""
     live, codec = frozen_teacher(device), OutputCodec(feature_dim=5, storage="float32")
-    store = TeacherCache(tmp_path / "answers", ShardReader(cache[0]), row=codec.row, num_views=2, facts={})
+    store = TeacherCache(tmp_path / "outputs", ShardReader(cache[0]), row=codec.row, num_views=2, facts={})
     losses = {}
     for name in ("live", "filling", "reading"):
         cached = CachedTeacher(store, codec, lambda: live.model, repeats=2)
