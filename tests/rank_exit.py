@@ -7,7 +7,9 @@ import os
 import socket
 import sys
 
+import accelerate  # noqa: F401 - here once, not in each process
 import torch
+import torch._dynamo  # noqa: F401 - which wrapping a model imports
 import torch.distributed as dist
 
 from kdnb import distributed

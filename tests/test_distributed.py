@@ -92,9 +92,10 @@ def test_each_rank_draws_for_itself_and_a_killed_job_goes_on_with_the_same_numbe
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="the processes' threads are held back with a Linux scheduler")
 def test_a_process_ends_well_while_its_groups_threads_are_at_work():
-    result = subprocess.run([sys.executable, HERE / "rank_exit.py", "8"], capture_output=True, text=True)
+    # Of processes that do not leave their group, two in three abort.
+    result = subprocess.run([sys.executable, HERE / "rank_exit.py", "4"], capture_output=True, text=True)
     ended = result.stdout.splitlines()[-1:]  # before it, torch 2.10's gloo says that ranks are connected
-    assert ended == [" ".join(["0"] * 16)], result.stderr[-2000:]
+    assert ended == [" ".join(["0"] * 8)], result.stderr[-2000:]
 
 
 @pytest.fixture
