@@ -68,23 +68,27 @@ def ask(dataset: str, function: Callable, *args, **kwargs):
         raise ValueError(f"dataset {dataset} could not be loaded: {reason or type(error).__name__}.") from error
 
 
-def check_hub(name: str):
+def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):
     """Refuse a name that is not on the Hub, or cannot be looked up.
 
     `datasets` itself would go on with any data that it once loaded under the same name, a local folder's included.
+
+    Args:
+        alias: the value of `dataset`, where `name` is what it is short for. builtin: a data set that needs no network.
     """
     from huggingface_hub import HfApi, constants
 
-    said = f"dataset is {name!r}, which is no file or folder here"
     if constants.HF_HUB_OFFLINE and name.count("/") == 1:
         return  # the user's own choice: owner/name is taken from the cache of `datasets`, or is not there
     try:
         HfApi().dataset_info(name, timeout=10)
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
+        short = f"{alias!r} (short for {name})" if alias not in (None, name) else repr(name)
         raise ValueError(
-            f"{said}, and it could not be found on the Hugging Face Hub ({reason}); give an existing path, a Hub name "
-            "(owner/name) and a network that reaches huggingface.co, or 'digits', which needs neither."
+            f"dataset is {short}, which is no file or folder here, and it could not be found on the Hugging Face Hub ({reason}); "
+            f"give an existing path, a Hub name (owner/name) and a network that reaches huggingface.co, or {builtin!r}, which "
+            "needs neither."
         ) from error
 
 

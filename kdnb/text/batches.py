@@ -34,7 +34,7 @@ class TextLoader(EpochPlan):
         shuffle: False takes the rows in their order, without regard to length.
         max_steps_per_epoch: optimizer steps, of `gradient_accumulation_steps` batches each, after which an epoch ends.
 
-    The last batch of an epoch is short where the batch size does not divide N (its texts are chosen at random, too).
+    The last batch of an epoch is short where the batch size does not divide N (its texts are random ones, too).
 
     Raises:
         ValueError: tables or labels of different numbers of rows, none at all, or a batch size or cap below 1.

@@ -1,4 +1,4 @@
-"""Text classifiers of transformers as teacher or student: loaded from a folder or the Hub, asked for logits and features.
+"""Text classifiers of transformers as teacher or student, from a folder or the Hub, that return logits and features.
 
 Supported are models whose logits come from a linear layer: decoders with `score` on the last token (Qwen2, Llama, GPT-2 ...),
 and encoders with `classifier` (BERT, DistilBERT, ModernBERT ...) or `classifier.out_proj` (RoBERTa ...), behind whatever
@@ -74,13 +74,13 @@ class TextClassifier(nn.Module):
             hidden, last = self.model.base_model(**inputs).last_hidden_state, tokens["attention_mask"].sum(1) - 1
             features = hidden[torch.arange(len(hidden), device=hidden.device), last]
             return {"logits": self.head(features).float(), "features": features}
-        entered = []
-        watch = self.head.register_forward_pre_hook(lambda head, given: entered.append(given[0]))
+        features = []
+        hook = self.head.register_forward_pre_hook(lambda head, inputs: features.append(inputs[0]))
         try:
             logits = self.model(**inputs).logits
         finally:
-            watch.remove()
-        return {"logits": logits.float(), "features": entered[0]}
+            hook.remove()
+        return {"logits": logits.float(), "features": features[0]}
 
 
 def load_classifier(
@@ -129,14 +129,12 @@ def load_classifier(
     if frozen and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
         dtype = torch.bfloat16
     with fetching(name), quiet():
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True
-        )
-    heads = ("score.", "classifier.")
-    missing = [key for key in found["missing_keys"] if not key.startswith(heads)]
-    if missing:
-        raise ValueError(f"the weights of {name} lack {len(missing)} tensors, such as {missing[0]}; the checkpoint is broken.")
-    classifier = TextClassifier(model, tokenizer, head_is_random=any(key.startswith(heads) for key in found["missing_keys"]))
+        loaded = AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    model, missing = loaded[0], list(loaded[1]["missing_keys"])
+    broken = [key for key in missing if not key.startswith(("score.", "classifier."))]
+    if broken:
+        raise ValueError(f"the weights of {name} lack {len(broken)} tensors, such as {broken[0]}; the checkpoint is broken.")
+    classifier = TextClassifier(model, tokenizer, head_is_random=bool(missing))
     if gradient_checkpointing:
         model.config.use_cache = False
         # The name that older versions of transformers know ends with version 6.
@@ -220,8 +218,8 @@ def _load_config(name: str):
     if facts.keys() >= _BERT and not facts.keys() & {"model_type", "embedding_size"} and published_file(name, "vocab.txt"):
         return AutoConfig.for_model("bert", **facts)
     kind = facts.get("model_type")
-    said = f"model_type is {kind!r}, which this transformers does not know" if kind else "there is no model_type"
-    raise ValueError(f"config.json of {name} cannot be read as a text model's: {said}, and it does not look like BERT's.")
+    why = f"model_type is {kind!r}, which this transformers does not know" if kind else "there is no model_type"
+    raise ValueError(f"config.json of {name} cannot be read as a text model's: {why}, and it does not look like BERT's.")
 
 
 def _set_padding(name: str, tokenizer, config):

@@ -34,7 +34,7 @@ _NAMES = re.compile(rf"(?:{_LONG})|(?<![a-z0-9])(?:{_SHORT})(?![a-z0-9])", re.IG
 def read_docstrings(split: str) -> tuple[list[str], list[int], list[str]]:
     """(texts, labels, classes) of `split`, in the order of the texts' hashes.
 
-    Each class has `TEXTS[split]` texts of at least 6 words, all different; what two are found to say is left out. The hash
+    Each class has `TEXTS[split]` texts of at least 6 words, all different; a text that two libraries share is left out. The hash
     of a text's words decides which split it is in, and whether it is taken: no text is in both, and an upgrade moves none
     from one to the other.
 
@@ -51,23 +51,26 @@ def read_docstrings(split: str) -> tuple[list[str], list[int], list[str]]:
 @cache
 def _by_library() -> dict[str, dict[str, list[str]]]:
     """Masked texts of each library and split."""
-    found = {library: _collect(_folder(library)) for library in LIBRARIES}
-    times = Counter(key for texts in found.values() for key in texts)
-    return {library: _choose(library, {key: texts[key] for key in texts if times[key] == 1}) for library, texts in found.items()}
+    collected = {library: _collect(_folder(library)) for library in LIBRARIES}
+    times = Counter(key for texts in collected.values() for key in texts)
+    return {
+        library: _choose(library, {key: text for key, text in texts.items() if times[key] == 1})
+        for library, texts in collected.items()
+    }
 
 
 def _choose(library: str, texts: dict[str, str]) -> dict[str, list[str]]:
     """The first `TEXTS` of each split, by the hashes of their words."""
-    ordered, chosen = sorted(texts, key=_number), {}
+    splits: dict[str, list[str]] = {split: [] for split in TEXTS}
+    for key in sorted(texts, key=_number):
+        splits[_split(key)].append(texts[key])
     for split, count in TEXTS.items():
-        keys = [key for key in ordered if _split(key) == split]
-        if len(keys) < count:
+        if len(splits[split]) < count:
             raise ValueError(
                 f"dataset docstrings takes {count} {split} texts from {library}, but the version that is installed here has "
-                f"{len(keys)}; install the version of {library} that constraints.txt names, or choose another dataset."
+                f"{len(splits[split])}; install the version of {library} that constraints.txt names, or choose another dataset."
             )
-        chosen[split] = [texts[key] for key in keys[:count]]
-    return chosen
+    return {split: splits[split][:count] for split, count in TEXTS.items()}
 
 
 def _folder(library: str) -> Path:

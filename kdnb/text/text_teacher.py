@@ -1,4 +1,4 @@
-"""The teacher of `soft_distill_text.ipynb`: built, given a head where it lacks one, measured, its logits computed once.
+"""The teacher of `soft_distill_text.ipynb`: built, given a head where it lacks one, measured; its logits, computed once.
 
 Ways to a head for a model without one: logistic regression on its frozen features, training on the labels, or, for a causal
 language model such as DeepSeek-R1-Distill-Qwen, no head at all: the class names scored by their likelihood.

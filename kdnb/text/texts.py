@@ -147,50 +147,29 @@ def _read_columns(dataset: str, split: str) -> _Columns:
     """One split of `dataset`: a path that exists, else `docstrings`, an alias, or a name on the Hub."""
     path = Path(dataset).expanduser()
     if dataset and path.is_dir():
-        return _read_folder(path, split)
+        name, files = f"{path.resolve().name}/{split}", {file.stem: file for file in sorted(path.glob("*.csv"))}
+        if not files and not any(path.rglob("*.parquet")):
+            raise FileNotFoundError(f"{path} has neither CSV nor Parquet files; put train.csv and test.csv there.")
+        if files and split not in files:
+            raise ValueError(no_split(dataset, split, files))
+        return _read_csv(name, files[split]) if files else _read_table(name, dataset, str(path), split)
     if dataset and path.is_file():
-        return _read_file(path, split)
+        if path.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"dataset is {dataset!r}; allowed are a folder, a CSV file (.csv) or a Parquet file (.parquet).")
+        splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
+        if split not in (*splits, "train"):  # the default of `split` fits every file
+            raise ValueError(no_split(dataset, split, splits))
+        if path.suffix == ".csv":
+            return _read_csv(path.stem, path)
+        return _read_table(path.stem, dataset, "parquet", split, data_files={split: str(path)})
     if path.suffix in (".csv", ".parquet"):  # no Hub name ends so
         raise FileNotFoundError(f"dataset is {dataset!r}, but there is no such file.")
     if dataset == "docstrings":
         texts, labels, classes = read_docstrings(split)
         return _Columns(f"docstrings/{split}", {"text": texts, "label": labels}, "label", {"label": classes})
     name = ALIASES.get(dataset, dataset)
-    try:
-        check_hub(name)
-    except ValueError as error:
-        reason = " ".join(str(error.__cause__).split())[:120] or type(error.__cause__).__name__
-        short = f" (short for {name})" if name != dataset else ""
-        raise ValueError(
-            f"dataset is {dataset!r}{short}, which is no file or folder here, and it could not be found on the Hugging Face "
-            f"Hub ({reason}); give an existing path, a Hub name (owner/name) and a network that reaches huggingface.co, or "
-            "'docstrings', which needs neither."
-        ) from error.__cause__
+    check_hub(name, alias=dataset, builtin="docstrings")
     return _read_table(f"{dataset}/{split}", dataset, name, split)
-
-
-def _read_folder(path: Path, split: str) -> _Columns:
-    name = f"{path.resolve().name}/{split}"
-    files = {file.stem: file for file in sorted(path.glob("*.csv"))}
-    if files:
-        if split not in files:
-            raise ValueError(no_split(str(path), split, files))
-        return _read_csv(name, files[split])
-    if not any(path.rglob("*.parquet")):
-        raise FileNotFoundError(f"{path} has neither CSV nor Parquet files; put train.csv and test.csv there.")
-    return _read_table(name, str(path), str(path), split)
-
-
-def _read_file(path: Path, split: str) -> _Columns:
-    """The one split that a file has, which its name may begin with; `train`, the default of `split`, fits every file."""
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"dataset is {str(path)!r}; allowed are a folder, a CSV file (.csv) or a Parquet file (.parquet).")
-    splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
-    if split not in (*splits, "train"):
-        raise ValueError(no_split(str(path), split, splits))
-    if path.suffix == ".csv":
-        return _read_csv(path.stem, path)
-    return _read_table(path.stem, str(path), "parquet", split, data_files={split: str(path)})
 
 
 def _read_csv(name: str, path: Path) -> _Columns:
@@ -256,20 +235,19 @@ def _labels(cells: Sequence, names: list[str] | None, where: str, first: int) ->
     if all(cell is None or (first == 0 and cell == -1) for cell in cells):
         return None, None
     words = [cell for cell in cells if isinstance(cell, str)]
-    if words and (first or all(_WHOLE.fullmatch(word) for word in words)):
+    if first or all(_WHOLE.fullmatch(word) for word in words):
         cells = [int(cell) if isinstance(cell, str) and _WHOLE.fullmatch(cell) else cell for cell in cells]
         words = []
     if words:
-        names = sorted(set(words)) if names is None else names
-        numbers = {name: number for number, name in enumerate(names)}
-        allowed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        names = names or sorted(set(words))
+        keys, allowed = names, ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     else:
         whole = [cell for cell in cells if isinstance(cell, int)]
         if names is None and whole:
-            most = min(max(max(whole) + 1 - first, 1), _MOST_CLASSES)
-            names = [str(number) for number in range(most)]
-        numbers = {first + number: number for number in range(len(names or []))}
-        allowed = f"whole numbers from {first} to {first + len(numbers) - 1}" if numbers else "whole numbers or strings"
+            names = [str(number) for number in range(min(max(max(whole) + 1 - first, 1), _MOST_CLASSES))]
+        keys = range(first, first + len(names or ()))
+        allowed = f"whole numbers from {first} to {keys[-1]}" if keys else "whole numbers or strings"
+    numbers = {key: number for number, key in enumerate(keys)}
     for row, cell in enumerate(cells):
         if isinstance(cell, float) or cell not in numbers:
             raise ValueError(f"row {row} (from 0) of {where} has the label {cell!r}; allowed are {allowed}.")

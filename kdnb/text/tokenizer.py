@@ -74,10 +74,10 @@ def _fault(tokenizer, byte_level: bool) -> str | None:
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
     for text in _EXACT if byte_level else ():
         expected = text if normalizer is None else normalizer.normalize_str(text)
-        if (found := there_and_back(text)).removeprefix(" ") != expected.removeprefix(" "):  # some begin every text with a space
-            return f"{text!r} comes back as {found!r}"
-    if len((found := there_and_back(_WORDS)).split()) < len(_WORDS.split()):
-        return f"{_WORDS!r} comes back as {found!r}"
+        if (back := there_and_back(text)).removeprefix(" ") != expected.removeprefix(" "):  # some begin every text with a space
+            return f"{text!r} comes back as {back!r}"
+    if len((back := there_and_back(_WORDS)).split()) < len(_WORDS.split()):
+        return f"{_WORDS!r} comes back as {back!r}"
     joined, apart = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("twowords", "two words"))
     return None if joined != apart else "'two words' and 'twowords' are the same"
 

@@ -65,7 +65,7 @@ def test_logits_are_those_of_transformers_one_text_at_a_time(folder):
     assert not ours.head_is_random and not ours.training and not any(w.requires_grad for w in ours.parameters())
 
 
-def test_what_is_saved_loads_with_from_pretrained_and_answers_alike(folder, tmp_path):
+def test_what_is_saved_loads_with_from_pretrained_with_the_same_logits(folder, tmp_path):
     classifier = load_classifier(folder, classes=CLASSES).eval()
     save_classifier(classifier, tmp_path / "saved")
     model, tokenizer = (kind.from_pretrained(tmp_path / "saved") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
@@ -81,9 +81,9 @@ def test_a_head_that_the_checkpoint_lacks_is_noticed_and_can_be_given(language_m
     weight, bias = torch.randn(3, 32), torch.tensor([1.0, -2.0, 3.0])
     set_head(classifier, weight, bias)
     with torch.no_grad():
-        answer = classifier(tokens_of(classifier))
+        outputs = classifier(tokens_of(classifier))
     assert not classifier.head_is_random
-    assert torch.allclose(answer["logits"], answer["features"] @ weight.T + bias, atol=1e-5)
+    assert torch.allclose(outputs["logits"], outputs["features"] @ weight.T + bias, atol=1e-5)
 
 
 def without_tokens(source, folder, *names):

@@ -44,8 +44,8 @@ def test_they_load_from_the_hub_by_their_names(with_hub):
             model = load_classifier(name, num_classes=14).eval()
             tokens = model.tokenizer(["two words", "one"], padding=True, return_tensors="pt")
             with torch.no_grad():
-                answer = model({key: tokens[key] for key in ("input_ids", "attention_mask")})
-            print(name, type(model.model).__name__, list(answer["logits"].shape), model.head_is_random)
+                outputs = model({key: tokens[key] for key in ("input_ids", "attention_mask")})
+            print(name, type(model.model).__name__, list(outputs["logits"].shape), model.head_is_random)
     """
     names = ["prajjwal1/bert-tiny", "Qwen/Qwen2.5-0.5B", DEEPSEEK]
     kinds = ["Bert", "Qwen2", "Qwen2"]
@@ -99,8 +99,8 @@ def test_a_tokenizer_that_drops_spaces_is_read_from_its_file(published, tmp_path
     assert tokenizer.decode(ids(tokenizer), skip_special_tokens=True) == TEXT
     assert (tokenizer.bos_token, tokenizer.pad_token) == ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
     assert ids(tokenizer)[0] == tokenizer.bos_token_id and tokenizer.model_max_length == 16384
-    said = capsys.readouterr().out
-    assert "read from tokenizer.json as it stands, because as a LlamaTokenizer 'two words' comes back as 'twowords'" in said
+    printed = capsys.readouterr().out
+    assert "read from tokenizer.json as it stands, because as a LlamaTokenizer 'two words' comes back as 'twowords'" in printed
     save_classifier(classifier, tmp_path / "saved")
     monkeypatch.undo()
     assert ids(transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")) == ids(tokenizer)
@@ -108,10 +108,10 @@ def test_a_tokenizer_that_drops_spaces_is_read_from_its_file(published, tmp_path
 
 def test_class_names_are_scored_with_the_same_tokens(published, monkeypatch):
     folder = str(published(DEEPSEEK))
-    given = {"max_length": 64, "batch_size": 8, "device": torch.device("cpu")}
-    right = label_logits(folder, ["two words", "filmish"], ["an Athlete", "Film"], **given)
+    settings = {"max_length": 64, "batch_size": 8, "device": torch.device("cpu")}
+    right = label_logits(folder, ["two words", "filmish"], ["an Athlete", "Film"], **settings)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", transformers.LlamaTokenizer.from_pretrained)
-    assert torch.equal(label_logits(folder, ["two words", "filmish"], ["an Athlete", "Film"], **given), right)
+    assert torch.equal(label_logits(folder, ["two words", "filmish"], ["an Athlete", "Film"], **settings), right)
 
 
 def test_without_a_file_to_read_it_is_refused(published, tmp_path, monkeypatch):

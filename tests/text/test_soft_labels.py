@@ -50,7 +50,7 @@ def p(tmp_path, monkeypatch):
     for folder in ("notebooks", "outputs"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)  # a project of its own
-    given = {
+    values = {
         "dataset": str(write_texts(tmp_path / "texts", {"train": 240, "test": 90})), "split": "train", "eval_split": "test",
         "text_columns": "", "label_column": None, "validation_split": 0.25, "max_train_samples": 90, "max_val_samples": None,
         "on_short": "refuse", "max_length": 24, "teacher": "builtin", "teacher_head": "keep", "student": "builtin",
@@ -59,7 +59,7 @@ def p(tmp_path, monkeypatch):
         "mixed_precision": "no", "gradient_checkpointing": False, "early_stopping": None, "seed": 0, "save_every_steps": None,
         "keep_checkpoints": 1, "sweep_temperatures": [1.0, 3.0], "sweep_alphas": [0.0, 1.0], "sweep_epochs": 1,
     }  # fmt: skip
-    return SimpleNamespace(**given)
+    return SimpleNamespace(**values)
 
 
 def call(function, p, *arguments, **changes):
@@ -132,14 +132,14 @@ def test_logits_are_kept_by_teacher_not_by_weights_alone(p, tmp_path):
     make_small_classifier(path, texts=data.pool.texts, **shape)
     make_small_classifier(tmp_path / "other", texts=data.pool.texts[:60], **shape)  # the same weights, another tokenizer
     shutil.copytree(path, tmp_path / "copy")
-    found = {}
+    logits = {}
     for name, changes in {"teacher": {}, "copy": {}, "other": {}, "mean": {"classifier_pooling": "mean"}}.items():
         p.teacher = str(tmp_path / name) if name != "mean" else str(path)
         teacher = call(build_teacher, p, data)
         teacher.model.config.update(changes)
-        found[name] = call(cached_logits, p, teacher, data.train)
-        assert torch.equal(found[name], call(predict, p, teacher, data.train)), name
-    assert torch.equal(found["teacher"], found["copy"])
+        logits[name] = call(cached_logits, p, teacher, data.train)
+        assert torch.equal(logits[name], call(predict, p, teacher, data.train)), name
+    assert torch.equal(logits["teacher"], logits["copy"])
     assert len(list((tmp_path / "outputs" / "cache_teacher_logits").iterdir())) == 3
 
 
@@ -171,14 +171,14 @@ def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(p, tmp_pa
 
 
 def test_interrupted_and_run_again_it_ends_with_the_same_weights(p, tmp_path, monkeypatch):
-    data, real, asked = call(load_data, p), soft_labels.CachedLogits, []
+    data, real, calls = call(load_data, p), soft_labels.CachedLogits, []
     logits = torch.nn.functional.one_hot(data.train.labels).float() * 5
     expected, _ = call(distil, p, data, logits, run_of(tmp_path, "undisturbed"))
 
     class Interrupting(real):
         def __call__(self, *arguments):
-            asked.append(1)
-            if len(asked) == 8:  # the second batch of the second epoch
+            calls.append(1)
+            if len(calls) == 8:  # the second batch of the second epoch
                 signal.raise_signal(signal.SIGINT)
             return super().__call__(*arguments)
 
@@ -188,7 +188,7 @@ def test_interrupted_and_run_again_it_ends_with_the_same_weights(p, tmp_path, mo
         call(distil, p, data, logits, run_of(tmp_path, "r"))
     signal.signal(signal.SIGINT, before)
     student, history = call(distil, p, data, logits, run_of(tmp_path, "r"))
-    assert len(asked) == 18 == len(history["steps"])
+    assert len(calls) == 18 == len(history["steps"])
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in student.state_dict().items())
 
 
@@ -212,7 +212,7 @@ def test_a_decoder_without_a_head_is_refused_and_has_three_ways_out(p, tmp_path,
     assert not any(weight.requires_grad for weight in tuned.parameters())
     assert accuracy(call(predict, p, tuned, data.validation), data.validation) > 0.6
 
-    p.teacher_head = "labels"  # an untrained language model knows nothing: its answers are measured and refused
+    p.teacher_head = "labels"  # an untrained language model knows nothing: its logits are measured and refused
     with pytest.raises(ValueError, match="that is chance level"):
         call(check_teacher, p, call(build_teacher, p, data), data)
 

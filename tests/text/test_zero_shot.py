@@ -37,7 +37,7 @@ def test_scores_are_calibrated_mean_log_probabilities(model):
             assert got[row, column].item() == pytest.approx(expected, abs=2e-4)
 
 
-def test_a_model_that_learnt_the_answers_gives_them(model, tmp_path):
+def test_a_model_that_learnt_the_class_names_gives_them(model, tmp_path):
     network, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     right = [0, 1]  # balanced, so that calibration has nothing to take back
