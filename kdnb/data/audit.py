@@ -66,7 +66,7 @@ def class_coverage(labels: np.ndarray | None, seen: np.ndarray, *, classes: list
 
     Args:
         labels: int64 [N], negative where an image has none; None for images without labels.
-        seen: bool or counts, [N] or [epochs, N] (see `kdnb.data.order.count_visits`): what is not 0 anywhere was seen.
+        seen: bool or counts, [N] or [epochs, N] (see `kdnb.data.order.EpochPlan.visits`): what is not 0 anywhere was seen.
         classes: names of the classes where they are known; without, those that occur count.
     """
     if labels is None or not (labels >= 0).any():

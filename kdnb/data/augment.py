@@ -44,8 +44,8 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 
 
 def unit_range(images: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> torch.Tensor:
-    """Images [B, 3, H, W] as float32 in [0, 1]: uint8 divided by 255; of float images, the normalisation with `mean` and `std` is
-    undone where these are given."""
+    """Images [B, 3, H, W] as float32 in [0, 1]: uint8 divided by 255; float images without their normalisation by `mean` and
+    `std` (None: they have none)."""
     return unit_range_(images.to(torch.float32, copy=mean is not None), images.dtype, mean, std)
 
 
@@ -124,9 +124,9 @@ def _taps(place: torch.Tensor, start: torch.Tensor, extent: torch.Tensor, size: 
 
 
 def change_colours(x: torch.Tensor, u: np.ndarray, *, p_blur: float, p_solarise: float) -> torch.Tensor:
-    """DINO's jitter, grey, blur and solarise on the samples of x [n, 3, H, W] that the dice u [n, 9] in [0, 1) choose.
+    """DINO's jitter, grey, blur and solarise, each on those samples of x [n, 3, H, W] that the dice u [n, 9] in [0, 1) select.
 
-    Samples that are left out cost nothing, and for those chosen it makes no difference who is left out.
+    Samples that are left out cost nothing, and what becomes of the others does not depend on them.
     """
     x = _where(u[:, 0] < 0.8, _jitter, x, u[:, 1:5])
     x = _where(u[:, 5] < 0.2, greyscale_, x)
@@ -142,14 +142,14 @@ def _jitter(x: torch.Tensor, u: np.ndarray) -> torch.Tensor:
     return shift_hue(saturation_(contrast_(brightness_(x, brightness), contrast), saturation), hue)
 
 
-def _where(chosen: np.ndarray, operation, x: torch.Tensor, *parameters: np.ndarray) -> torch.Tensor:
-    """`operation` on the chosen samples of x, the others as they are."""
-    if chosen.all():
+def _where(mask: np.ndarray, operation, x: torch.Tensor, *parameters: np.ndarray) -> torch.Tensor:
+    """`operation` on the samples of x where `mask` is true, the others as they are."""
+    if mask.all():
         return operation(x, *parameters)
-    if not chosen.any():
+    if not mask.any():
         return x
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device)
-    return x.index_copy_(0, rows, operation(x.index_select(0, rows), *(values[chosen] for values in parameters)))
+    rows = torch.from_numpy(np.flatnonzero(mask)).to(x.device)
+    return x.index_copy_(0, rows, operation(x.index_select(0, rows), *(values[mask] for values in parameters)))
 
 
 def brightness_(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

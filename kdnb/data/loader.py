@@ -50,7 +50,7 @@ def build_pretraining_dataloader(
         max_steps_per_epoch: optimizer steps, of `gradient_accumulation_steps` batches each, after which an epoch ends.
         num_workers: worker processes; 0 reads a cache with one thread, which is the fastest way.
         reuse_buffers: a batch is valid only until the next one is asked for; saves allocations.
-        image_size, resize: pixels a side of raw images, and how they become square; those of a cache are given.
+        image_size, resize: pixels a side of raw images, and how they become square; a cache has its own.
 
     Returns:
         An object with `batches(epoch, start=0)`, `num_batches(epoch)`, `set_epoch(epoch)` and `dataset`; iterating over it
@@ -141,9 +141,8 @@ class BatchReader(EpochLoader):
         plan = self._positions(epoch, start)
         cuda, reader = self.device.type == "cuda", self.dataset.reader
         free, ready, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        shape, reused = (self.batch_size, *reader.row_shape), cuda or self.reuse_buffers
         for _ in range(self.prefetch + (1 if cuda else 2)):  # one being filled, those ready, and on a CPU the caller's
-            reused = cuda or self.reuse_buffers
-            shape = (self.batch_size, *reader.row_shape)
             free.put((torch.empty(shape, dtype=reader.dtype, pin_memory=cuda) if reused else None, None))
         thread = threading.Thread(target=self._fill, args=(plan, free, ready, stop), name="kdnb-batches", daemon=True)
         thread.start()

@@ -164,18 +164,6 @@ def deal(n: int, k: int, hand: int, seed: int) -> np.ndarray:
     return np.concatenate(taken)
 
 
-def count_visits(order: Order, samples: list[int]) -> np.ndarray:
-    """How often each epoch visited each sample, uint8 [epochs, num_samples].
-
-    Args:
-        samples: how many samples each epoch delivered (a step cap ends an epoch early), one entry an epoch from epoch 0.
-    """
-    visits = np.zeros((len(samples), order.num_samples), dtype=np.uint8)
-    for epoch, delivered in enumerate(samples):
-        visits[epoch, order.epoch(epoch)[:delivered]] = 1
-    return visits
-
-
 class EpochPlan:
     """How the epochs of an order are cut into batches; several processes share each of them. Loaders are made from it.
 
@@ -241,6 +229,13 @@ class EpochPlan:
     def num_samples(self, epoch: int) -> int:
         """Samples that the batches of `epoch` hold."""
         return min(self.num_batches(epoch) * self.batch_size, self.order.size(epoch))
+
+    def visits(self, epochs: int) -> np.ndarray:
+        """Which samples each of the first `epochs` epochs visits: uint8 [epochs, samples in the whole cache], 0 or 1."""
+        visits = np.zeros((epochs, self.order.num_samples), dtype=np.uint8)
+        for epoch in range(epochs):
+            visits[epoch, self.order.epoch(epoch)[: self.num_samples(epoch)]] = 1
+        return visits
 
     def batch_size_at(self, epoch: int, number: int) -> int:
         """Samples in batch `number` of `epoch`. Raises IndexError where there is no such batch."""

@@ -10,7 +10,6 @@ import numpy as np
 from kdnb import distributed
 from kdnb.data.cache import read_index
 from kdnb.data.loader import build_pretraining_dataloader
-from kdnb.data.order import count_visits
 from kdnb.data.prepare import held_out_batches
 from kdnb.data.reader import ShardReader
 from kdnb.distillation.build import build_loss, build_student, build_views, check_student, finish_run, head_width, save_student
@@ -129,7 +128,7 @@ def distill(
 
     settings = arguments_of(train, p) | {"views": views, "loss": objective, "run": run, "save_model": save}
     trained = train(student, outputs, loader, **settings)["epochs"]
-    visits, last = count_visits(loader.dataset.order, [loader.num_samples(epoch) for epoch in range(len(trained))]), trained[-1]
+    visits, last = loader.visits(len(trained)), trained[-1]
     finish_run(
         run,
         loss=last["loss"],

@@ -21,7 +21,7 @@ import yaml
 from kdnb.data.audit import class_coverage
 from kdnb.data.cache import read_index
 from kdnb.data.loader import build_pretraining_dataloader
-from kdnb.data.order import Order, count_visits
+from kdnb.data.order import Order
 from kdnb.distributed import Preempted
 from kdnb.evaluation.statistics import effect_size, holm, mean_interval, paired_permutation_test, seeds_needed
 from kdnb.files import only_process
@@ -180,7 +180,7 @@ def coverage(run: Planned) -> dict:
     of the classes: in words, which are missing (by number), and whether the images are a fair sample of them."""
     regime = {"train_optimized": "full", "train_random": "random", "train_fixed": "fixed"}[run.notebook]
     loader = build_pretraining_dataloader(regime=regime, **arguments_of(build_pretraining_dataloader, run.parameters))
-    visits = count_visits(loader.dataset.order, [loader.num_samples(e) for e in range(run.parameters["epochs"])])
+    visits = loader.visits(run.parameters["epochs"])
     exposure = visits.sum(0, dtype=int)
     seen = exposure[exposure > 0]
     found = {"images": int(exposure.sum()), "unique_seen": len(seen), "share_of_cache": len(seen) / len(exposure)}

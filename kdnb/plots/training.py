@@ -57,7 +57,7 @@ def visit_map(visits: np.ndarray, *, shard_sizes: Sequence[int]):
     """Which samples the epochs visited (above: epoch by position in the cache), and how often each was seen (below).
 
     Args:
-        visits: counts [epochs, samples], see `kdnb.data.order.count_visits`. shard_sizes: rows of each shard.
+        visits: counts [epochs, samples], see `kdnb.data.order.EpochPlan.visits`. shard_sizes: rows of each shard.
     """
     epochs, samples = visits.shape
     exposure = visits.sum(0, dtype=np.int64)

@@ -5,7 +5,7 @@ import pytest
 
 from kdnb.data.audit import class_coverage, image_digests, overlap
 from kdnb.data.datasets import CachedTensorDataset, FixedShardSubsetCachedDataset, RawImageDataset
-from kdnb.data.order import Order, count_visits
+from kdnb.data.order import EpochPlan, Order
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
 
@@ -103,7 +103,9 @@ def parquet(folder, where):
 def test_an_unlabelled_cache_has_no_labels(tmp_path, make_cache):
     make_cache(tmp_path, labelled=False)
     data = FixedShardSubsetCachedDataset(tmp_path, fixed_shards=1)
-    assert data.labels is None and "without labels" in str(class_coverage(data.labels, count_visits(data.order, [10])))
+    assert data.labels is None and "without labels" in str(
+        class_coverage(data.labels, EpochPlan(data.order, batch_size=10).visits(1))
+    )
 
 
 def test_digests_follow_the_pixels(tmp_path, make_cache):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdnb.data.order import Order, count_visits, deal
+from kdnb.data.order import EpochPlan, Order, deal
 
 SIZES = (5, 5, 5, 3)
 
@@ -48,7 +48,7 @@ def test_random_samples_are_distinct_and_new_each_epoch():
 
 def test_random_draws_are_uniform():
     order = Order(shard_sizes=(50,), regime="random", samples_per_epoch=10)
-    counts = count_visits(order, [10] * 2000).sum(0, dtype=int)
+    counts = EpochPlan(order, batch_size=10).visits(2000).sum(0, dtype=int)
     assert counts.sum() == 20_000
     chi2 = ((counts - 400) ** 2 / (400 * 0.8)).sum()  # drawing without replacement: variance n p (1 - p)
     assert 20 < chi2 < 90  # 49 degrees of freedom
@@ -91,18 +91,19 @@ def test_fixed_takes_the_first_or_a_seeded_choice_every_epoch():
 
 def test_a_capped_epoch_in_stored_order_never_sees_the_rest():
     """25 shards of 2,048 images, 500 steps of 64: without shuffling 38 % of the subset is never seen."""
-    capped = [500 * 64] * 4
+    capped = {"batch_size": 64, "max_steps_per_epoch": 500}
     stored = Order(shard_sizes=(2048,) * 25, regime="fixed", fixed_shards=25)
     shuffled = Order(shard_sizes=(2048,) * 25, regime="fixed", fixed_shards=25, shuffle="within_shards")
-    assert (count_visits(stored, capped).sum(0) > 0).mean() == pytest.approx(0.625)
-    assert (count_visits(shuffled, capped).sum(0) > 0).mean() > 0.95
+    assert (EpochPlan(stored, **capped).visits(4).sum(0) > 0).mean() == pytest.approx(0.625)
+    assert (EpochPlan(shuffled, **capped).visits(4).sum(0) > 0).mean() > 0.95
 
 
-def test_visits_count_what_was_delivered():
+def test_visits_are_what_the_batches_of_an_epoch_hold():
     order = Order(shard_sizes=(4, 4), shuffle="all")
-    visits = count_visits(order, [8, 3])
-    assert visits.shape == (2, 8) and visits.sum(1).tolist() == [8, 3]
+    visits = EpochPlan(order, batch_size=3, max_steps_per_epoch=1).visits(2)
+    assert visits.shape == (2, 8) and visits.sum(1).tolist() == [3, 3]
     assert set(np.flatnonzero(visits[1])) == set(order.epoch(1)[:3])
+    assert EpochPlan(order, batch_size=3).visits(1).sum() == 6 and EpochPlan(order, batch_size=3, drop_last=False).visits(1).all()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_the_smallest_epoch_bounds_every_epoch():
     drawn = [{"shards_per_epoch": k, "draw": draw} for k in (1, 2, 3, 4) for draw in ("independent", "dealt")]
     for subset in [{"samples_per_epoch": 7}, *drawn]:
         order = Order(shard_sizes=sizes, regime="random", **subset)
-        found = min(order.size(epoch) for epoch in range(60))
-        assert order.smallest_epoch == found, subset  # reached as well, in so many epochs
+        smallest = min(order.size(epoch) for epoch in range(60))
+        assert order.smallest_epoch == smallest, subset  # reached as well, in so many epochs
     assert Order(shard_sizes=sizes).smallest_epoch == 18
     assert Order(shard_sizes=sizes, regime="fixed", fixed_shards=2).smallest_epoch == 8

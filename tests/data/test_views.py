@@ -90,13 +90,13 @@ def test_float_caches_give_the_views_of_the_images_that_they_hold():
     for name, tolerance in (("clean", 1e-6), ("simple", 1e-5), ("multicrop", 1e-3)):
         stored, plain = normalise(images, **STORED), TRANSFORMS[name](images, ids, 2)
         undoing = replace(TRANSFORMS[name], **STORED)
-        for given, views in ((stored, undoing), (stored.half(), undoing), (unit_range(images), TRANSFORMS[name])):
-            loose = tolerance if given.dtype == torch.float32 else 2e-2
-            for a, b in zip(plain, views(given, ids, 2), strict=True):
+        for images_as_stored, views in ((stored, undoing), (stored.half(), undoing), (unit_range(images), TRANSFORMS[name])):
+            loose = tolerance if images_as_stored.dtype == torch.float32 else 2e-2
+            for a, b in zip(plain, views(images_as_stored, ids, 2), strict=True):
                 assert torch.allclose(a, b, atol=loose)
 
 
-def test_crops_have_the_areas_asked_for():
+def test_crops_have_the_areas_of_scale():
     """A picture that says where each pixel was: the crop's width shows in the range of its values."""
     ramp = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256, 256).expand(500, -1, -1, -1)
     views = SimpleTransform(size=32, scale=(0.25, 0.25), ratio=(1, 1))

@@ -84,13 +84,13 @@ def measure(cache, emptied):
 
     def run(student: nn.Module, **settings):
         loader = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4)
-        asked = []
+        teacher_calls = []
 
-        def teacher(given, batch):
+        def teacher(images, batch):
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-            asked.append((batch["id"].tolist(), dtype, torch.is_grad_enabled()))
+            teacher_calls.append((batch["id"].tolist(), dtype, torch.is_grad_enabled()))
 
-        def loss(outputs, answers, labels):
+        def loss(outputs, targets, labels):
             assert outputs[0].dtype == torch.float32 and len(labels) == len(outputs[0])
             return {"loss": outputs[0].square().mean()}
 
@@ -98,7 +98,7 @@ def measure(cache, emptied):
         settings = {"mixed_precision": "no", "gradient_accumulation_steps": 1} | settings
         taken = step_bytes(student, loader, teacher, views, loss, **settings)
         assert len(next(loader.batches(0))["id"]) == 4  # the loader reads whole batches again
-        return taken, list(Net.calls), asked
+        return taken, list(Net.calls), teacher_calls
 
     return run
 
@@ -113,9 +113,9 @@ def test_the_student_stays_as_it_was_and_the_copy_goes(measure, emptied):
 
 
 def test_a_step_is_taken_in_the_precision_of_training(measure):
-    _, calls, asked = measure(Net(), mixed_precision="bf16")
+    _, calls, teacher_calls = measure(Net(), mixed_precision="bf16")
     assert {(call["dtype"], call["training"]) for call in calls} == {(torch.bfloat16, True)}
-    assert {answer[1:] for answer in asked} == {(torch.bfloat16, False)}
+    assert {call[1:] for call in teacher_calls} == {(torch.bfloat16, False)}
     assert {call["dtype"] for call in measure(Net())[1]} == {torch.float32}
 
 
@@ -127,11 +127,11 @@ def test_gradients_wait_for_the_next_batch_and_moments_for_the_next_step(measure
 def test_a_rank_measures_its_part_of_the_batch_and_room_to_exchange_gradients(measure, monkeypatch):
     whole = measure(Net())[2][0][0]
     alone = device_memory.accelerator_for("no", torch.device("cpu"))
-    monkeypatch.setattr(device_memory, "accelerator_for", lambda *given: alone)
+    monkeypatch.setattr(device_memory, "accelerator_for", lambda *arguments: alone)
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    taken, _, asked = measure(Net())
-    assert taken == 600 + 4 * (6 + 98) and asked[0][0] == whole[1::2]
+    taken, _, teacher_calls = measure(Net())
+    assert taken == 600 + 4 * (6 + 98) and teacher_calls[0][0] == whole[1::2]
 
 
 @pytest.mark.parametrize("room", [0, 1])
@@ -149,15 +149,15 @@ def test_other_errors_are_told(measure):
 def test_room_is_left_for_the_step():
     gigabyte = 10**9
     assert fits_in_memory(10 * gigabyte, free=20 * gigabyte, peak=5 * gigabyte)[0]
-    enough, said = fits_in_memory(10 * gigabyte, free=14 * gigabyte, peak=5 * gigabyte)
-    assert not enough and said.endswith("read from the shards") and "a step may take 5" in said
-    enough, said = fits_in_memory(1, free=90 * gigabyte, peak=None)
-    assert not enough and said == "1 B of images, 90 GB free, not enough for a step: read from the shards"
+    fits, reason = fits_in_memory(10 * gigabyte, free=14 * gigabyte, peak=5 * gigabyte)
+    assert not fits and reason.endswith("read from the shards") and "a step may take 5" in reason
+    fits, reason = fits_in_memory(1, free=90 * gigabyte, peak=None)
+    assert not fits and reason == "1 B of images, 90 GB free, not enough for a step: read from the shards"
 
 
 @pytest.fixture
 def place(cache, monkeypatch, capsys):
-    """Function that places data beside a stand-in for 90 GB of a GPU; returns (whether they stay on the disk, what was said)."""
+    """Function that places data beside a stand-in for 90 GB of a GPU; returns (whether they stay on disk, what was printed)."""
 
     def run(choice: str, *, peak, copied: bool = True):
         loader = build_pretraining_dataloader(cache_dir=cache[0], batch_size=4)
@@ -168,7 +168,7 @@ def place(cache, monkeypatch, capsys):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return "on the device"
 
-        monkeypatch.setattr(device_memory, "step_bytes", lambda *given, **settings: peak)
+        monkeypatch.setattr(device_memory, "step_bytes", lambda *arguments, **settings: peak)
         monkeypatch.setattr(device_memory, "DeviceLoader", copy)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (90 * 10**9, 10**11))
         p = {"cache_on_device": choice, "epochs": 1, "mixed_precision": "auto", "gradient_accumulation_steps": 1}
@@ -181,10 +181,10 @@ def place(cache, monkeypatch, capsys):
 def test_auto_reads_the_shards_where_a_step_or_the_images_run_out_of_memory(place):
     assert place("auto", peak=10**9) == (False, "cache_on_device: 1.51 kB of images, 90 GB free, of which a step may take 1 GB: "
                                          "kept on the device\n")  # fmt: skip
-    stays, said = place("auto", peak=None)
-    assert stays and "not enough for a step" in said
-    stays, said = place("auto", peak=10**9, copied=False)
-    assert stays and said.endswith("of images do not fit on cuda:0: read from the shards\n")
+    stays, printed = place("auto", peak=None)
+    assert stays and "not enough for a step" in printed
+    stays, printed = place("auto", peak=10**9, copied=False)
+    assert stays and printed.endswith("of images do not fit on cuda:0: read from the shards\n")
 
 
 def test_images_that_have_to_fit_and_do_not_are_refused_in_a_sentence(place):
