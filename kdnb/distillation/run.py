@@ -189,10 +189,8 @@ def _parameters(student: Student, teacher: FeatureModel | Teacher, cache: Path, 
     if faults:
         raise ParameterError("\n".join(faults))
     recorded = _recorded(cache) if given["use_cached"] else {}
-    data = recorded | {name: value for name, value in checked.items() if value is not None}
-    return SimpleNamespace(
-        **checked | data | teacher.made_with | student.made_with | {"seed": checked["seed"], "cache_dir": str(cache)}
-    )
+    missing = {name: value for name, value in recorded.items() if checked[name] is None}
+    return SimpleNamespace(**teacher.made_with | student.made_with | checked | missing, cache_dir=str(cache))
 
 
 def _recorded(cache: Path) -> dict:
