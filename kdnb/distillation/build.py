@@ -12,8 +12,7 @@ from kdnb import distributed
 from kdnb.data.cache import normalisation, read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
-from kdnb.distillation.teacher import LiveTeacher
-from kdnb.distillation.teacher_check import feature_statistics, measure_teacher, require_better_than_chance
+from kdnb.distillation.teacher_check import check_head, feature_statistics
 from kdnb.distributed import find_device
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.folder import save_model, write_cards
@@ -162,27 +161,6 @@ def build_loss(
         return DistillationLoss(loss, **mix)
     mean, std = feature_statistics(outputs, loader.batches(0), views)
     return DistillationLoss(loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
-
-
-def check_head(teacher, held_out):
-    """Measure the teacher's head on held-out images before any step, print it, and refuse noise as soft targets: ValueError."""
-    if not labels_fit(None if held_out is None else held_out.dataset.labels, teacher.num_classes, alpha=1):
-        why = f"eval_split gives no labels of its {teacher.num_classes} classes"
-        if teacher.head_is_random:
-            raise ValueError(f"the teacher's head was not in its checkpoint, and {why} to measure it on; set eval_split to a "
-                             "labelled split, or loss to mse or cosine.")  # fmt: skip
-        print(f"the teacher's head is not measured: {why}")
-        return
-
-    index = held_out.dataset.reader.index
-
-    def measure() -> dict:
-        view = CleanTransform(size=index["image_size"])
-        return measure_teacher(LiveTeacher(teacher.load()), held_out.batches(0), view)
-
-    scores = teacher.memoize("knowledge", index["fingerprint"], measure)
-    print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-    require_better_than_chance(scores, head_is_random=teacher.head_is_random)
 
 
 def save_student(student: Student, folder: Path, *, image_size: int, resize: str = "crop"):

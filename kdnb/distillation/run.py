@@ -202,12 +202,12 @@ def _recorded(cache: Path) -> dict:
 
 
 def store_teacher_outputs(p: SimpleNamespace, display) -> TeacherCache:
-    """Ask the teacher about every view of every cached image, ahead of training; what is stored is not asked again.
+    """Compute and store the teacher's outputs for every view of every cached image, ahead of training, where they are missing.
 
     Several ranks take the batches in turn.
 
     Args:
-        display: has `update(done)`, called with views answered.
+        display: has `update(done)`, called with the number of views done.
     """
     teacher = open_teacher(**arguments_of(open_teacher, p))
     unseen = {"use_local_crops": False, "local_crops_number": 1, "local_crop_size": 1}  # by the teacher

@@ -5,12 +5,37 @@ from collections.abc import Iterable
 
 import torch
 
-from kdnb.losses import entropy
+from kdnb.data.views import CleanTransform
+from kdnb.distillation.teacher import LiveTeacher, Teacher
+from kdnb.losses import entropy, labels_fit
 
 WAYS = (
     "set loss to mse or cosine (no head needed), pass a trained teacher_checkpoint, or fit the head on frozen features first "
     "(kdnb.evaluation.probe.fit_logistic)"
 )
+
+
+def check_head(teacher: Teacher, held_out):
+    """Measure the teacher's head on held-out images before any step, print it, and refuse noise as soft targets: ValueError.
+
+    Args:
+        held_out: batches of labelled images, or None. Where they have other classes than the teacher, nothing is measured.
+    """
+    if not labels_fit(None if held_out is None else held_out.dataset.labels, teacher.num_classes, alpha=1):
+        why = f"eval_split gives no labels of its {teacher.num_classes} classes"
+        if teacher.head_is_random:
+            raise ValueError(f"the teacher's head was not in its checkpoint, and {why} to measure it on; set eval_split to a "
+                             "labelled split, or loss to mse or cosine.")  # fmt: skip
+        print(f"the teacher's head is not measured: {why}")
+        return
+    index = held_out.dataset.reader.index
+
+    def measure() -> dict:
+        return measure_teacher(LiveTeacher(teacher.load()), held_out.batches(0), CleanTransform(size=index["image_size"]))
+
+    scores = teacher.memoize("knowledge", index["fingerprint"], measure)
+    print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    require_better_than_chance(scores, head_is_random=teacher.head_is_random)
 
 
 @torch.no_grad()

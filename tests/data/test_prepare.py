@@ -114,13 +114,13 @@ JUDGE = """
     from types import SimpleNamespace
     import torch
     from kdnb.data.sources import open_source
-    from kdnb.models.vision import FeatureModel, build_model
+    from kdnb.models.vision import FeatureModel, build_model, freeze
     from kdnb.data.precompute import precompute
     from kdnb.evaluation import evaluate
-    from kdnb.distillation import build
+    from kdnb.distillation.teacher_check import check_head
     from kdnb.data import prepare
     from kdnb.evaluation.student_probe import Probe
-    from kdnb.distillation.teacher import Teacher
+    from kdnb.distillation.teacher import open_teacher
     from kdnb.params import arguments_of
 
     p = SimpleNamespace(**json.loads(sys.argv[1]))
@@ -130,11 +130,11 @@ JUDGE = """
         precompute(source, p.cache_dir, image_size=p.image_size, cache_shard_size=50, permutation_seed=None)
     else:
         probe = Probe(p)
-        teacher = FeatureModel(build_model("cifar_resnet8", num_classes=10, width=4))
+        teacher = freeze(FeatureModel(build_model("cifar_resnet8", num_classes=10, width=4)))
         print("probe", probe.why_not or (probe.train.num_samples(0), probe.test.num_samples(0)))
         try:  # the gate
-            known = Teacher(p, 16, 10, (), True, 0, "", teacher.normalisation, model=teacher)
-            build.check_head(known, prepare.held_out_batches(**arguments_of(prepare.held_out_batches, p)))
+            known = open_teacher(teacher="x", image_size=p.image_size, model=teacher)
+            check_head(known, prepare.held_out_batches(**arguments_of(prepare.held_out_batches, p)))
         except (ValueError, RuntimeError, IndexError) as error:
             print(type(error).__name__)
         data = evaluate.data_for(p, SimpleNamespace(p=p))

@@ -11,6 +11,7 @@ from kdnb.data.loader import BatchReader
 from kdnb.data.prepare import held_out_batches
 from kdnb.distillation import build, teacher
 from kdnb.distillation.run import distill_parameters
+from kdnb.distillation.teacher_check import check_head
 from kdnb.evaluation import student_probe
 from kdnb.params import arguments_of
 from kdnb.runs import Run
@@ -89,11 +90,11 @@ def test_a_probe_says_before_it_measures_why_there_is_none(labelled):
 def test_a_teacher_of_other_classes_is_not_measured_on_labels_beyond_them(p, capsys):
     p.loss, p.eval_split = "soft_targets", "test"  # digits: labels up to 9; the teacher has 3 classes
     frozen = teacher.open_teacher(**arguments_of(teacher.open_teacher, p))
-    build.check_head(frozen, held_out_batches(**arguments_of(held_out_batches, p)))
+    check_head(frozen, held_out_batches(**arguments_of(held_out_batches, p)))
     assert "the teacher's head is not measured: eval_split gives no labels of its 3 classes" in capsys.readouterr().out
     frozen.head_is_random = True
     with pytest.raises(ValueError, match="the teacher's head was not in its checkpoint, and eval_split gives no labels of its 3"):
-        build.check_head(frozen, held_out_batches(**arguments_of(held_out_batches, p)))
+        check_head(frozen, held_out_batches(**arguments_of(held_out_batches, p)))
 
 
 def test_soft_targets_of_a_teacher_without_a_head_are_refused_with_the_student(p):
