@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from kdnb.data.decode import Encoded
-from kdnb.data.splits import SPLITS, check_hub, find_columns, no_split, open_split
+from kdnb.data.splits import SPLITS, check_file_split, check_hub, find_columns, no_split, open_split
 from kdnb.files import write_json
 from kdnb.runs import anchored, local_or_hub
 
@@ -172,16 +172,14 @@ def open_table(
     import datasets
 
     path = Path(dataset).expanduser()
-    if path.is_file():  # it has one split; `train`, the default, is taken for not having said
-        splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
-        if split not in (*splits, "train"):
-            raise ValueError(no_split(dataset, split, splits))
+    if path.is_file():
+        check_file_split(path, split)
         load, files, name = "parquet", {"data_files": {split: str(path)}}, path.stem
     else:
         if not path.is_dir():
-            dataset, usual = _ALIASES.get(dataset, (dataset, None))
+            alias, (dataset, usual) = dataset, _ALIASES.get(dataset, (dataset, None))
             label_column = label_column or usual
-            check_hub(dataset)
+            check_hub(dataset, alias=alias)
         load, files = str(path) if path.is_dir() else dataset, {}
         name = f"{path.resolve().name if path.is_dir() else dataset}/{split}"
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets", "category", "cls")  # the last in tar files
-
-
 Columns = Callable[[dict], Sequence[str]]
 
 
@@ -68,6 +66,13 @@ def ask(dataset: str, function: Callable, *args, **kwargs):
         raise ValueError(f"dataset {dataset} could not be loaded: {reason or type(error).__name__}.") from error
 
 
+def check_file_split(path: Path, split: str):
+    """Refuse another split than the one that a single file has by its name; `train`, the default, stands for it: ValueError."""
+    splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
+    if split not in (*splits, "train"):
+        raise ValueError(no_split(str(path), split, splits))
+
+
 def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):
     """Refuse a name that is not on the Hub, or cannot be looked up.
 
@@ -104,8 +109,8 @@ def find_columns(where: str, features, image: str | None, label: str | None) -> 
     if not image:
         images = [name for name, kind in kinds.items() if kind == "Image"]
         if len(images) != 1:
-            found = "several columns" if images else "no column"
-            raise ValueError(f"{where} has {found} of type Image; set image_column to one of its columns: {there}.")
+            count = "several columns" if images else "no column"
+            raise ValueError(f"{where} has {count} of type Image; set image_column to one of its columns: {there}.")
         image = images[0]
     if kinds[image].removeprefix("large_") not in ("Image", "string", "binary"):
         raise ValueError(f"image_column is {image!r}, which holds no images, bytes or paths; {where} has {there}.")

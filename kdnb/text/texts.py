@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdnb.data.splits import SPLITS, check_hub, find_label_column, no_split, open_split
+from kdnb.data.splits import check_file_split, check_hub, find_label_column, no_split, open_split
 from kdnb.text.docstrings import read_docstrings
 
 ALIASES = {"dbpedia": "fancyzhx/dbpedia_14", "ag_news": "fancyzhx/ag_news"}
@@ -156,9 +156,7 @@ def _read_columns(dataset: str, split: str) -> _Columns:
     if dataset and path.is_file():
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(f"dataset is {dataset!r}; allowed are a folder, a CSV file (.csv) or a Parquet file (.parquet).")
-        splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
-        if split not in (*splits, "train"):  # the default of `split` fits every file
-            raise ValueError(no_split(dataset, split, splits))
+        check_file_split(path, split)
         if path.suffix == ".csv":
             return _read_csv(path.stem, path)
         return _read_table(path.stem, dataset, "parquet", split, data_files={split: str(path)})

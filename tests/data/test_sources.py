@@ -415,7 +415,10 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_and_never_a_substitute(tmp_p
     monkeypatch.setattr(HfApi, "dataset_info", unreachable)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: pytest.fail("something else was loaded"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="dataset is 'uoft-cs/cifar10', which is no file or folder.*no route to host.*'digits'"):
+    with pytest.raises(
+        ValueError,
+        match="dataset is 'cifar10' .short for uoft-cs/cifar10., which is no file or folder.*no route to host.*'digits'",
+    ):
         open_source("cifar10")
 
 
