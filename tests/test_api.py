@@ -23,7 +23,7 @@ def models(make_cache, tmp_path, monkeypatch):
     make_cache(tmp_path / "cache", (20, 20, 20), size=8)
     torch.manual_seed(3)
     torch.save(build_model("cifar_resnet8", num_classes=3, width=4).state_dict(), "teacher.pth")
-    return tmp_path / "cache", kdnb.load_teacher("cifar_resnet8", checkpoint="teacher.pth", num_classes=3, width=4)
+    return tmp_path / "cache", kdnb.load_teacher("cifar_resnet8", teacher_checkpoint="teacher.pth", num_classes=3, width=4)
 
 
 def test_the_script_of_the_readme_runs_where_it_stands(tmp_path):
@@ -32,7 +32,7 @@ def test_the_script_of_the_readme_runs_where_it_stands(tmp_path):
         import kdnb
 
         cache = kdnb.precompute("digits", "outputs/cache_digits", image_size=32, max_samples=300, cache_shard_size=100)
-        teacher = kdnb.load_teacher("cifar_resnet8", checkpoint="teacher.pth", num_classes=10, width=4)
+        teacher = kdnb.load_teacher("cifar_resnet8", teacher_checkpoint="teacher.pth", num_classes=10, width=4)
         student = kdnb.build_student("cifar_resnet8", teacher, width=2)
         run = kdnb.distill(student, teacher, cache, regime="fixed", fixed_shards=2, epochs=1, batch_size=50, run_name="r8")
         print(kdnb.evaluate(run, probe_samples=200))

@@ -20,8 +20,9 @@ _BUILTIN = {"model": "cifar_resnet8", "epochs": 10, "batch_size": 48, "learning_
 
 
 def load_teacher(
-    name: str, *, checkpoint: str | Path | None = None, layers: Sequence[int] = (), tokens: bool = False, **arguments
-) -> FeatureModel:
+    name: str, *, teacher_checkpoint: str | Path | None = None, feature_layers: Sequence[int] = (), teacher_tokens: bool = False,
+    **teacher_args,
+) -> FeatureModel:  # fmt: skip
     """A frozen teacher on the training device: any timm model, from the Hub, a folder or a checkpoint file.
 
     Called with float images [B, 3, H, W] in [0, 1], it normalises them as its own configuration says and returns a dict with
@@ -31,9 +32,10 @@ def load_teacher(
     Args:
         name: a name that timm knows (Wightman, https://github.com/huggingface/pytorch-image-models), a model folder,
             `hf-hub:owner/name`, or `builtin`: a ResNet-8 for the built-in digits, trained here the first time, in seconds.
-        checkpoint: a file with its weights; None: those of the Hub.
-        layers, tokens: also return intermediate "layers" and patch "tokens" (see `kdnb.models.vision.FeatureModel`).
-        arguments: of the architecture, such as img_size=224; `mean` and `std` where a checkpoint's normalisation is not timm's.
+        teacher_checkpoint: a file with its weights; None: those of the Hub.
+        feature_layers, teacher_tokens: also return intermediate "layers" and patch "tokens": see
+            `kdnb.models.vision.FeatureModel`.
+        teacher_args: of the architecture, such as img_size=224; `mean` and `std` where a checkpoint's are not timm's.
 
     Raises:
         ValueError: an unknown name (with near ones), or weights of another architecture. FileNotFoundError: no such checkpoint.
@@ -43,20 +45,20 @@ def load_teacher(
         >>> import tempfile, timm, torch
         >>> path = tempfile.mkdtemp() + "/resnet.pt"
         >>> torch.save(timm.create_model("resnet10t", num_classes=5).state_dict(), path)
-        >>> teacher = load_teacher("resnet10t", checkpoint=path)
+        >>> teacher = load_teacher("resnet10t", teacher_checkpoint=path)
         >>> outputs = teacher(torch.rand(2, 3, 64, 64).to(teacher.mean.device))
         >>> {name: tuple(values.shape) for name, values in outputs.items()}
         {'features': (2, 512), 'logits': (2, 5)}
     """
+    path = None if teacher_checkpoint is None else anchored(teacher_checkpoint)
     if name == "builtin":
         model = load_model(builtin_teacher())
     else:
-        path = None if checkpoint is None else anchored(checkpoint)
-        model = build_model(local_or_hub(name), pretrained=path is None, checkpoint=path, **arguments)
-    teacher = FeatureModel(model, input_size=required_size(model), layers=tuple(layers), tokens=tokens)
+        model = build_model(local_or_hub(name), pretrained=path is None, checkpoint=path, **teacher_args)
+    teacher = FeatureModel(model, input_size=required_size(model), layers=tuple(feature_layers), tokens=teacher_tokens)
     teacher.made_with = {
-        "teacher": name, "teacher_checkpoint": None if checkpoint is None else str(checkpoint), "teacher_args": arguments,
-        "feature_layers": list(layers), "teacher_tokens": tokens,
+        "teacher": name, "teacher_checkpoint": None if path is None else str(teacher_checkpoint), "teacher_args": teacher_args,
+        "feature_layers": list(feature_layers), "teacher_tokens": teacher_tokens,
     }  # fmt: skip
     return freeze(teacher.to(find_device()))
 
@@ -66,7 +68,13 @@ def build_teacher(
     teacher_tokens: bool = False,
 ) -> FeatureModel:  # fmt: skip
     """`load_teacher` by the names of a notebook's parameters; those of older runs have no `teacher_tokens`."""
-    return load_teacher(teacher, checkpoint=teacher_checkpoint, layers=feature_layers, tokens=teacher_tokens, **teacher_args)
+    return load_teacher(
+        teacher,
+        teacher_checkpoint=teacher_checkpoint,
+        feature_layers=feature_layers,
+        teacher_tokens=teacher_tokens,
+        **teacher_args,
+    )
 
 
 def builtin_teacher() -> Path:
