@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_module_imports_only_from_layers_above(module, path):
             beside = package != "kdnb" and f"{name}.".startswith(f"{package}.") and layer_of(name) == layer_of(module)
             fine = layer_of(name) < layer_of(module) or (module, name) in SIDEWAYS or beside
             assert fine, f"{module} imports {name}, which is not above it"
+
+
+def test_modules_import_each_other_in_no_circle():
+    graph = {}
+    for module, path in module_files():
+        imported = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+        names = {name for node in imported for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
+        graph[module] = names - {module}
+    graph = {module: names & graph.keys() for module, names in graph.items()}
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle
+
+
+def test_no_two_files_share_a_name():
+    names = [path.name for _, path in module_files()]
+    assert [name for name in names if names.count(name) > 1] == []
 
 
 def test_heavy_libraries_load_only_where_they_are_used():
