@@ -16,7 +16,6 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 __version__ = version("kdnb")
 
 _HOMES = {
-    "kdnb.api": ("evaluate",),
     "kdnb.data.datasets": ("CachedTensorDataset", "FixedShardSubsetCachedDataset", "RandomSubsetCachedDataset"),
     "kdnb.data.loader": ("build_pretraining_dataloader",),
     "kdnb.data.precompute": ("precompute",),
@@ -24,6 +23,7 @@ _HOMES = {
     "kdnb.distillation.build": ("build_student",),
     "kdnb.distillation.run": ("distill",),
     "kdnb.distillation.teacher_model": ("load_teacher",),
+    "kdnb.evaluation.evaluate": ("evaluate",),
     "kdnb.evaluation.knn": ("knn_classify",),
     "kdnb.evaluation.probe": ("linear_probe",),
     "kdnb.runs": ("Run",),
@@ -32,7 +32,6 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it equal to _HOMES
-    from kdnb.api import evaluate as evaluate
     from kdnb.data.datasets import CachedTensorDataset as CachedTensorDataset
     from kdnb.data.datasets import FixedShardSubsetCachedDataset as FixedShardSubsetCachedDataset
     from kdnb.data.datasets import RandomSubsetCachedDataset as RandomSubsetCachedDataset
@@ -44,6 +43,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it equal 
     from kdnb.distillation.build import build_student as build_student
     from kdnb.distillation.run import distill as distill
     from kdnb.distillation.teacher_model import load_teacher as load_teacher
+    from kdnb.evaluation.evaluate import evaluate as evaluate
     from kdnb.evaluation.knn import knn_classify as knn_classify
     from kdnb.evaluation.probe import linear_probe as linear_probe
     from kdnb.runs import Run as Run

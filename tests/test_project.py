@@ -23,7 +23,6 @@ LAYERS = {
     4: "kdnb.evaluation kdnb.text kdnb.papermill",
     5: "kdnb.distillation.checks kdnb.distillation.run kdnb.distillation.tour",
     3: "kdnb.distillation",
-    6: "kdnb.api",
 }
 # Inside a layer, a module may lean on another of its own folder, and these do so beside.
 SIDEWAYS = {("kdnb.runs", name) for name in ("kdnb.files", "kdnb.distributed", "kdnb.params")}

@@ -155,12 +155,12 @@ def _baseline(p: SimpleNamespace):
 
 
 def _held_out(p: SimpleNamespace):
-    evaluate.data_for(p, SimpleNamespace(p=p))
+    evaluate.require_held_out(p.eval_split)
 
 
 def _comparison(p: SimpleNamespace):
     if (sizes := _shards(p)) is not None:
-        run, *_ = sweep.plan_runs(p, "check", shards=sizes)
+        run, *_ = sweep.plan_runs("check", shards=sizes, **vars(p))
         count_warmup_steps(p.warmup_steps, total_steps=run.parameters["max_steps_per_epoch"] * p.epochs)
 
 

@@ -1,12 +1,11 @@
-"""Everything that is measured of a model's frozen features, kept on disk by what it was measured of.
+"""All measures of a model's frozen features, kept on disk under a hash of the model and the data.
 
 One pass over training and test images per model, then probe, k-NN and feature quality. A second evaluation of the same
 weights on the same data reads the file of the first: milliseconds. Kept are the test features, for maps and for comparison
 with a teacher (N x D float32: 5,000 x 64 take 1.3 MB), and the results; not the training features.
 """
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from kdnb.evaluation.features import Features, extract_features, raw_pixels
 from kdnb.evaluation.knn import knn_classify
 from kdnb.evaluation.probe import linear_probe
 from kdnb.evaluation.quality import feature_quality
-from kdnb.files import write_atomically
+from kdnb.files import hash_of, memoize
 from kdnb.models.weights import weights_fingerprint
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # fixed, as in Wu et al. 2018 but for k (200 there, more than a class of the digits has)
-_VERSION = 1  # of what is kept; a change of any measure must raise it
+_VERSION = 2  # of what is kept; a change of any measure must raise it
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,11 @@ class Evaluator:
         train, test: `BatchReader`s of labelled caches; the probe and the k-NN's bank see `train`, and `test` judges.
         view: the transform without augmentation. second_view: a random one, for "alignment", or None. (Dataclasses: what
             is kept is told apart by their repr.)
-        device: of the models. num_classes: of the data.
-        folder: where results are kept.
+        device: of the models. classes: names of the data's classes. folder: where results are kept.
 
     Attributes:
         knn: the k-NN's settings in words.
-        measured, found: how many models were measured now, and how many had been before.
+        measured, reused: how many models were measured now, and of how many the scores were read from `folder`.
     """
 
     def __init__(
@@ -70,39 +68,36 @@ class Evaluator:
         view: Callable,
         second_view: Callable | None,
         device: str | torch.device,
-        num_classes: int,
+        classes: Sequence[str],
         folder: Path,
     ):
         self.train, self.test, self.view, self.second_view = train, test, view, second_view
-        self.device, self.num_classes, self.folder = torch.device(device), num_classes, Path(folder)
+        self.device, self.classes, self.folder = torch.device(device), classes, Path(folder)
         self.k = min(KNN_K, train.num_samples(0))
         self.knn = f"k-NN: k = {self.k}, temperature {KNN_TEMPERATURE}"
-        self.measured = self.found = 0
-        parts = [(loader.dataset.reader.index["fingerprint"], loader.num_samples(0)) for loader in (train, test)]
-        if len(train.dataset.reader) != train.num_samples(0):  # which images are drawn depends on how many there are
-            parts.append(len(train.dataset.reader))
-        self._data = repr((parts, repr(view), repr(second_view), num_classes, _VERSION))
+        self.measured = self.reused = 0
+        data = [(loader.dataset.reader.index["fingerprint"], loader.num_samples(0)) for loader in (train, test)]
+        self._facts = [_VERSION, data, len(train.dataset.reader), repr(view), repr(second_view), len(classes)]
 
     def __call__(self, model: nn.Module) -> Scores:
         """The scores of `model`, measured now or before."""
-        return self._kept(weights_fingerprint(model), lambda: self._measure_model(model))
+        return self._memoized(weights_fingerprint(model), lambda: self._measure_model(model))
 
     def pixels(self) -> Scores:
         """The same of the raw pixels: the floor that a model has to beat."""
-        return self._kept("raw pixels", lambda: self._measure(raw_pixels(self.train), raw_pixels(self.test), None))
+        return self._memoized("raw pixels", lambda: self._measure(raw_pixels(self.train), raw_pixels(self.test), None))
 
-    def _kept(self, model: str, measure: Callable[[], Scores]) -> Scores:
-        path = self.folder / f"{hashlib.sha256((model + self._data).encode()).hexdigest()[:32]}.pt"
-        if path.exists():
-            self.found += 1
-            state = torch.load(path, weights_only=True)
-            return Scores(**state | {"test": Features(**state["test"])})
-        scores = measure()
-        self.measured += 1
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = vars(scores) | {"test": vars(scores.test)}
-        write_atomically(path, lambda file: torch.save(state, file))
-        return scores
+    def _memoized(self, model: str, measure: Callable[[], Scores]) -> Scores:
+        before = self.measured
+
+        def plain_scores() -> dict:
+            self.measured += 1
+            scores = measure()
+            return vars(scores) | {"test": vars(scores.test)}
+
+        state = memoize(self.folder / f"{hash_of([model, self._facts])}.pt", plain_scores)
+        self.reused += self.measured == before
+        return Scores(**state | {"test": Features(**state["test"])})
 
     def _measure_model(self, model: nn.Module) -> Scores:
         shared = {"transform": self.view, "device": self.device}
@@ -113,9 +108,10 @@ class Evaluator:
         return self._measure(train, test, second)
 
     def _measure(self, train: Features, test: Features, second: Features | None) -> Scores:
-        shared = {"num_classes": self.num_classes, "device": self.device}
+        num_classes = len(self.classes)
+        shared = {"num_classes": num_classes, "device": self.device}
         probe = linear_probe(train, test, **shared)
-        foreign = test.logits is not None and test.logits.shape[1] != self.num_classes
+        foreign = test.logits is not None and test.logits.shape[1] != num_classes
         judged = replace(test, logits=None) if foreign else test  # a head for other classes is neither right nor wrong here
         return Scores(
             probe=probe.top1,
@@ -129,12 +125,3 @@ class Evaluator:
             quality=feature_quality(judged, second_view=second),
             test=test,
         )
-
-
-def gap_closed(value: float, *, floors: list[float], ceiling: float) -> float | None:
-    """Share of the way from the higher of the `floors` to the `ceiling`: 0 learnt nothing, 1 is as good as the teacher.
-
-    None where the ceiling is not above the floor, because then there is no gap.
-    """
-    floor = max(floors)
-    return (value - floor) / (ceiling - floor) if ceiling > floor else None

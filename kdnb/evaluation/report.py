@@ -1,18 +1,66 @@
-"""The lines that evaluation finds, as files, as text and as curves."""
+"""The results of an evaluation as lines of a table, files, text and curves."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kdnb.evaluation.evaluator import gap_closed
+from kdnb.evaluation.evaluator import Scores
 from kdnb.evaluation.sweep import Planned
 from kdnb.files import write_atomically
 from kdnb.runs import Run
 
 
-def write_table(out: Run, lines: list[dict]):
+class Evaluation(list):
+    """What the checkpoints of one run are worth: a dict for each line of the table; printed, its main columns.
+
+    The references come first ("model" is raw pixels, random student or teacher), then every checkpoint ("student"), oldest
+    first, and "best model" where another epoch than the last was the best.
+
+    Attributes:
+        scores: everything that was measured, by "model"; of the student that of the last checkpoint.
+    """
+
+    def __init__(self, lines: Sequence[dict], scores: Mapping[str, Scores]):
+        super().__init__(lines)
+        self.scores = dict(scores)
+
+    def __str__(self) -> str:
+        return format_table(self)
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Probe accuracies of the floors and the ceiling: raw pixels, random student, teacher."""
+        return {line["model"]: line["probe"] for line in self[:3]}
+
+    @property
+    def last(self) -> dict:
+        """The line of the last checkpoint."""
+        return [line for line in self if line["model"] == "student"][-1]
+
+    def curve(self, measure: str, *, over: str = "step") -> tuple[list, list]:
+        """`over` (or "images_seen") and a measure in the course of training, from the untrained student on."""
+        students = [line for line in self if line["model"] in ("random student", "student") and line.get(measure) is not None]
+        return [line[over] for line in students], [line[measure] for line in students]
+
+
+def gap_closed(value: float, references: Mapping[str, float]) -> float | None:
+    """Share of the way from the higher floor to the teacher: 0 learnt nothing, 1 is as good as the teacher.
+
+    None where the teacher is not above the floors, because then there is no gap.
+    """
+    floor, teacher = max(references["raw pixels"], references["random student"]), references["teacher"]
+    return (value - floor) / (teacher - floor) if teacher > floor else None
+
+
+def describe_gap(value: float, references: Mapping[str, float]) -> str:
+    """The same in words."""
+    share = gap_closed(value, references)
+    return "no gap to close, as the teacher is no better" if share is None else f"gap closed {share:.0%}"
+
+
+def write_table(out: Run, lines: Sequence[dict]):
     """Write `lines` to evaluation.csv and evaluation.json in the folder of `out`; a measure that a line lacks stays empty."""
     names = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
@@ -23,7 +71,7 @@ def write_table(out: Run, lines: list[dict]):
     out.write("evaluation.json", lines)
 
 
-def format_table(lines: list[dict]) -> str:
+def format_table(lines: Sequence[dict]) -> str:
     """The main columns as text."""
     rows = [("run", "model", "step", "probe", "k-NN", "gap", "rank", "CKA")]
     for line in lines:
@@ -36,34 +84,9 @@ def format_table(lines: list[dict]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
-def curve(lines: list[dict], run: str, measure: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a measure over the training of `run`, from the student before training on."""
-    found = [line for line in lines if line["run"] == run and line["model"] in ("random student", "student")]
-    found = [line for line in found if line.get(measure) is not None]
-    return [line["step"] for line in found], [line[measure] for line in found]
-
-
-def curve_end(lines: list[dict], run: str) -> dict:
-    """The line of the last checkpoint of `run`."""
-    return [line for line in lines if line["run"] == run and line["model"] == "student"][-1]
-
-
-def regime_curves(planned: Sequence[Planned], lines: Sequence[list[dict]]) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Images seen [K] and probe accuracy [seeds, K] of each regime; `lines` holds those of each planned run."""
-    curves = {}
-    for run, found in zip(planned, lines, strict=True):
-        students = [line for line in found if line["model"] in ("random student", "student")]
-        seen, values = curves.setdefault(run.regime, ([line["images_seen"] for line in students], []))
-        values.append([line["probe"] for line in students])
-    return {regime: (seen, np.array(values)) for regime, (seen, values) in curves.items()}
-
-
-def share_of_gap(value: float, references: dict[str, float]) -> float | None:
-    """`gap_closed` with the floors and the ceiling by name."""
-    return gap_closed(value, floors=[references["raw pixels"], references["random student"]], ceiling=references["teacher"])
-
-
-def describe_gap(value: float, references: dict[str, float]) -> str:
-    """The same in words."""
-    share = share_of_gap(value, references)
-    return "no gap to close, as the teacher is no better" if share is None else f"gap closed {share:.0%}"
+def regime_curves(planned: Sequence[Planned], evaluations: Sequence[Evaluation]) -> dict[str, tuple[list[int], np.ndarray]]:
+    """Images seen [K] and probe accuracy [seeds, K] of each regime, from the evaluation of each planned run."""
+    curves: dict[str, list] = {}
+    for run, evaluation in zip(planned, evaluations, strict=True):
+        curves.setdefault(run.regime, []).append(evaluation.curve("probe", over="images_seen"))
+    return {regime: (seeds[0][0], np.array([accuracy for _, accuracy in seeds])) for regime, seeds in curves.items()}

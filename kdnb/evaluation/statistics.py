@@ -58,10 +58,10 @@ def paired_permutation_test(differences: Sequence[float], *, samples: int = 100_
 
 def effect_size(differences: Sequence[float]) -> float:
     """Cohen's d_z: mean difference in standard deviations of the differences; infinite where these are all equal."""
-    found = mean_interval(differences)
-    if found.n == 1 or found.mean == found.sd == 0:
+    interval = mean_interval(differences)
+    if interval.n == 1 or interval.mean == interval.sd == 0:
         return math.nan
-    return found.mean / found.sd if found.sd else math.copysign(math.inf, found.mean)
+    return interval.mean / interval.sd if interval.sd else math.copysign(math.inf, interval.mean)
 
 
 def seeds_needed(sd: float, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
@@ -129,20 +129,20 @@ def verdict(
     """
     if margin is not None and margin <= 0:
         raise ValueError(f"margin is {margin}; allowed is any number above 0, or None.")
-    found = mean_interval(differences, confidence=1 - alpha)
-    p, n, tail = paired_permutation_test(differences), found.n, f" {unit}" if unit else ""
+    interval = mean_interval(differences, confidence=1 - alpha)
+    p, n, tail = paired_permutation_test(differences), interval.n, f" {unit}" if unit else ""
     seeds = f"{n} paired seed{'s' if n > 1 else ''}"
     if n == 1:
         return f"cannot tell {name_a} from {name_b}: one paired seed says nothing about the spread over seeds."
     level = f"{100 * (1 - alpha):g}% interval"
-    facts = f"mean difference {found.mean:.3g}{tail}, {level} {found.low:.3g} to {found.high:.3g}, p = {p:.2g}, {seeds}"
-    within = margin is not None and -margin <= found.low and found.high <= margin
-    if p <= alpha and (found.low > 0 or found.high < 0):
-        better, worse = (name_a, name_b) if found.mean > 0 else (name_b, name_a)
-        low, high = sorted((abs(found.low), abs(found.high)))
+    facts = f"mean difference {interval.mean:.3g}{tail}, {level} {interval.low:.3g} to {interval.high:.3g}, p = {p:.2g}, {seeds}"
+    within = margin is not None and -margin <= interval.low and interval.high <= margin
+    if p <= alpha and (interval.low > 0 or interval.high < 0):
+        better, worse = (name_a, name_b) if interval.mean > 0 else (name_b, name_a)
+        low, high = sorted((abs(interval.low), abs(interval.high)))
         small = f", which is within the margin of {margin:g}{tail}" if within else ""
         return (
-            f"{better} is better than {worse} by {abs(found.mean):.3g}{tail}{small} ({level} {low:.3g} to {high:.3g}, "
+            f"{better} is better than {worse} by {abs(interval.mean):.3g}{tail}{small} ({level} {low:.3g} to {high:.3g}, "
             f"p = {p:.2g}, {seeds})."
         )
     if within:
@@ -150,10 +150,10 @@ def verdict(
     if smallest_p(n) > alpha:
         least = math.ceil(1 - math.log2(alpha))
         why = f"{seeds} can never give a p-value below {smallest_p(n):.2g}, {least} are needed for {alpha:g}"
-    elif found.low <= 0 <= found.high:
+    elif interval.low <= 0 <= interval.high:
         why = "the interval contains zero"
-        if abs(found.mean) > 0.1 * found.sd:  # else hundreds
-            needed = seeds_needed(found.sd, found.mean, alpha=alpha)
+        if abs(interval.mean) > 0.1 * interval.sd:  # else hundreds
+            needed = seeds_needed(interval.sd, interval.mean, alpha=alpha)
             why += f"; a true difference of this size would need about {needed} seeds"
     else:
         why = f"the interval leaves zero out, but the sign-flip test does not reach {alpha:g}"

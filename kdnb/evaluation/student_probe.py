@@ -1,6 +1,6 @@
 """The linear probes of a training notebook: what features are worth, between the floors and the ceiling."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -14,37 +14,44 @@ from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
 from kdnb.losses import labels_fit
 from kdnb.models.vision import Student
-from kdnb.params import arguments_of
 from kdnb.runs import anchored
 
 
 class Probe:
-    """Linear probes on one pair of labelled data: at most `p.probe_samples` cached images, and the held-out split.
+    """Linear probes on one pair of labelled data: at most `probe_samples` cached images, and the held-out split.
+
+    Args:
+        The parameters of a training notebook by these names; `eval_split` None: no probe.
 
     Attributes:
         available: False where there is no held-out split, or labels are missing or no classes; `why_not` says which.
-        about: what tells the data.
+        facts: what tells the data, to keep an accuracy by.
     """
 
-    def __init__(self, p: SimpleNamespace):
+    def __init__(
+        self, *, cache_dir: str | Path, probe_samples: int, dataset: str, eval_split: str | None, image_size: int, resize: str,
+        image_column: str | None = None, label_column: str | None = None, streaming: bool = False, num_workers: int = 0,
+    ):  # fmt: skip
         self.available, self.why_not = False, "eval_split is None"
-        if p.eval_split is None:
+        if eval_split is None:
             return
-        self.train = drawn_batches(anchored(p.cache_dir), p.probe_samples)
+        self.train = drawn_batches(anchored(cache_dir), probe_samples)
         cached = self.train.dataset.reader
-        self.test = held_out_batches(**arguments_of(held_out_batches, p)) if cached.labelled else None
+        images = {"dataset": dataset, "eval_split": eval_split, "image_size": image_size, "resize": resize}
+        images |= {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+        self.test = held_out_batches(**images, num_workers=num_workers) if cached.labelled else None
         if self.test is None:
-            self.why_not = f"{p.dataset} has no labels"
+            self.why_not = f"{dataset} has no labels"
             return
-        known = cached.labels, self.test.dataset.labels
-        self.num_classes = num_classes(np.concatenate(known), cached.index["classes"])
-        if not all(labels_fit(labels, self.num_classes, alpha=1) for labels in known):
-            self.why_not = f"some images of {p.dataset} have no label, or one beyond its {self.num_classes} classes"
+        labels = cached.labels, self.test.dataset.labels
+        self.num_classes = num_classes(np.concatenate(labels), cached.index["classes"])
+        if not all(labels_fit(part, self.num_classes, alpha=1) for part in labels):
+            self.why_not = f"some images of {dataset} have no label, or one beyond its {self.num_classes} classes"
             return
         self.stored = normalisation(cached.index)
-        self.view = CleanTransform(size=p.image_size, **self.stored)
+        self.view = CleanTransform(size=image_size, **self.stored)
         held_out = self.test.dataset.reader.index["fingerprint"]
-        self.about = [cached.index["fingerprint"], len(cached), self.train.num_samples(0), held_out]
+        self.facts = [cached.index["fingerprint"], len(cached), self.train.num_samples(0), held_out]
         self.available, self.why_not = True, ""
 
     def accuracy(self, model: nn.Module) -> float:
@@ -64,4 +71,4 @@ def probe_references(probe: Probe, teacher, student: Student) -> dict[str, float
     if not probe.available:
         return {}
     floors = {"raw pixels": probe.pixels(), "random student": probe.accuracy(student)}
-    return floors | {"teacher": teacher.memoize("probe", probe.about, lambda: probe.accuracy(teacher.load()))}
+    return floors | {"teacher": teacher.memoize("probe", probe.facts, lambda: probe.accuracy(teacher.load()))}

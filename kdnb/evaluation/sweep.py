@@ -46,54 +46,55 @@ class Planned:
         return anchored("outputs") / self.parameters["run_name"]
 
 
-def plan_runs(p: SimpleNamespace, name: str, *, shards: Sequence[int] | None = None) -> list[Planned]:
-    """Every regime of `p.regimes` with every seed of `p.seeds`, seeds outermost; runs go to outputs/`name`/.
+def plan_runs(
+    name: str, *, regimes: str, seeds: Sequence[int], subset_shards: int, shards: Sequence[int] | None = None, **training
+) -> list[Planned]:
+    """Every regime of `regimes` with every seed of `seeds`, seeds outermost; runs go to outputs/`name`/.
 
     An epoch has as many optimizer steps in every regime: `max_steps_per_epoch`, or what the subset allows.
 
     Args:
         shards: rows of each shard; None: the cache's.
+        training: the parameters of the training notebooks, the same for all runs; others are left out.
 
     Raises:
         ValueError: an unknown regime, a regime or seed given twice, a cache with too few shards or a subset too small
             for a step.
     """
-    regimes = p.regimes.replace(",", " ").split()
-    unknown = [regime for regime in regimes if regime not in REGIMES]
-    if unknown or len(set(regimes)) < len(regimes) or not regimes:
-        raise ValueError(f"regimes is {p.regimes!r}; allowed are {', '.join(REGIMES)}, each at most once.")
-    if len(set(p.seeds)) < len(p.seeds) or not p.seeds or min(p.seeds) < 0:
-        raise ValueError(f"seeds is {p.seeds}; give at least one seed, each at most once, all 0 or larger.")
+    names, batch_size, cap = regimes.replace(",", " ").split(), training["batch_size"], training["max_steps_per_epoch"]
+    if not names or not set(names) <= set(REGIMES) or len(set(names)) < len(names):
+        raise ValueError(f"regimes is {regimes!r}; allowed are {', '.join(REGIMES)}, each at most once.")
+    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds is {seeds}; give at least one seed, each at most once, all 0 or larger.")
     if shards is None:
-        shards = [shard["rows"] for shard in read_index(anchored(p.cache_dir))["shards"]]
-    if p.subset_shards > len(shards):
-        raise ValueError(f"subset_shards is {p.subset_shards}, but the cache holds {len(shards)} shards; lower it.")
-    drawn = Order(shard_sizes=tuple(shards), regime="random", shards_per_epoch=p.subset_shards)
+        shards = [shard["rows"] for shard in read_index(anchored(training["cache_dir"]))["shards"]]
+    if subset_shards > len(shards):
+        raise ValueError(f"subset_shards is {subset_shards}, but the cache holds {len(shards)} shards; lower it.")
+    drawn = Order(shard_sizes=tuple(shards), regime="random", shards_per_epoch=subset_shards)
     smallest = drawn.smallest_epoch  # the last shard may be short
-    possible = smallest // (p.batch_size * p.gradient_accumulation_steps)
-    steps = possible if p.max_steps_per_epoch is None else min(possible, p.max_steps_per_epoch)
+    possible = smallest // (batch_size * training["gradient_accumulation_steps"])
+    steps = possible if cap is None else min(possible, cap)
     if not steps:
-        raise ValueError(f"batch_size is {p.batch_size}, but a subset has {smallest} images; raise subset_shards or lower it.")
-    samples = min(p.subset_shards * max(shards), sum(shards))
+        raise ValueError(f"batch_size is {batch_size}, but a subset has {smallest} images; raise subset_shards or lower it.")
+    samples = min(subset_shards * max(shards), sum(shards))
     by_sample = {"samples_per_epoch": samples, "shards_per_epoch": None}
-    by_shard = {"samples_per_epoch": None, "shards_per_epoch": p.subset_shards}
+    by_shard = {"samples_per_epoch": None, "shards_per_epoch": subset_shards}
     subset = {
         "full": ("train_optimized", {"tour_steps": 0}),
         "random_samples": ("train_random", by_sample | {"draw": "independent"}),
         "random_shards": ("train_random", by_shard | {"draw": "independent"}),
         "dealt": ("train_random", by_sample | {"draw": "dealt"}),
-        "fixed": ("train_fixed", {"fixed_shards": p.subset_shards, "fixed_choice": "seeded"}),
+        "fixed": ("train_fixed", {"fixed_shards": subset_shards, "fixed_choice": "seeded"}),
     }
     planned = []
-    for seed in p.seeds:
-        for regime in regimes:
-            notebook, extra = subset[regime]
-            shared = {k: v for k, v in vars(p).items() if k in TABLE[notebook]}
-            if regime != "full":
-                extra = extra | {"random_subset_seed": seed}
-            run = {"seed": seed, "run_name": f"{name}/{regime}_seed{seed}", "max_steps_per_epoch": steps, "eval_split": None}
-            run |= {"processes": 1, "save_every_steps": None, "keep_checkpoints": None}  # a checkpoint an epoch, all kept
-            planned.append(Planned(regime, seed, notebook, shared | extra | run))
+    for seed in seeds:
+        for regime in names:
+            notebook, own = subset[regime]
+            own = own | ({} if regime == "full" else {"random_subset_seed": seed})
+            own |= {"seed": seed, "run_name": f"{name}/{regime}_seed{seed}", "max_steps_per_epoch": steps, "eval_split": None}
+            own |= {"processes": 1, "save_every_steps": None, "keep_checkpoints": None}  # a checkpoint an epoch, all kept
+            shared = {parameter: value for parameter, value in training.items() if parameter in TABLE[notebook]}
+            planned.append(Planned(regime, seed, notebook, shared | own))
     return planned
 
 
@@ -138,8 +139,9 @@ def _run_all(planned: Sequence[Planned], *, parallel: int) -> float:
                         failed.append(f"{run.folder.name}: {_last_line(_log(run))} (see {_notebook(run)})")
                     display.update(len(todo) - len(waiting) - len(running))
     except KeyboardInterrupt:
-        said = "the runs were interrupted; run this cell again: what is finished is kept, the others go on from a checkpoint."
-        raise Preempted(said) from None
+        raise Preempted(
+            "the runs were interrupted; run this cell again: what is finished is kept, the others go on from a checkpoint."
+        ) from None
     finally:
         for process in running:
             process.terminate()  # its notebook writes a checkpoint, from which the run goes on next time
@@ -176,18 +178,24 @@ def _last_line(log: Path) -> str:
 
 
 def coverage(run: Planned) -> dict:
-    """What `run` visits, from its order and the labels alone: images, unique_seen, share_of_cache, mean and largest exposure, and
-    of the classes: in words, which are missing (by number), and whether the images are a fair sample of them."""
+    """What `run` visits, known before it is trained: images, unique_seen, share_of_cache, mean and largest exposure, and of the
+    classes: in words, which are missing (by number), and whether the images are a fair sample of them."""
     regime = {"train_optimized": "full", "train_random": "random", "train_fixed": "fixed"}[run.notebook]
     loader = build_pretraining_dataloader(regime=regime, **arguments_of(build_pretraining_dataloader, run.parameters))
     visits = loader.visits(run.parameters["epochs"])
     exposure = visits.sum(0, dtype=int)
     seen = exposure[exposure > 0]
-    found = {"images": int(exposure.sum()), "unique_seen": len(seen), "share_of_cache": len(seen) / len(exposure)}
-    found |= {"mean_exposure": float(seen.mean()), "most_exposure": int(seen.max())}
     classes = class_coverage(loader.dataset.labels, exposure, classes=loader.dataset.classes)
-    missing = np.flatnonzero((classes.seen == 0) & (classes.total > 0)).tolist()
-    return found | {"classes": str(classes), "missing_classes": missing, "fair_sample": classes.fair}
+    return {
+        "images": int(exposure.sum()),
+        "unique_seen": len(seen),
+        "share_of_cache": len(seen) / len(exposure),
+        "mean_exposure": float(seen.mean()),
+        "most_exposure": int(seen.max()),
+        "classes": str(classes),
+        "missing_classes": np.flatnonzero((classes.seen == 0) & (classes.total > 0)).tolist(),
+        "fair_sample": classes.fair,
+    }
 
 
 def confounded(planned: Sequence[Planned], coverages: Sequence[dict]) -> str | None:
@@ -200,28 +208,28 @@ def confounded(planned: Sequence[Planned], coverages: Sequence[dict]) -> str | N
         return None
     worst: dict[str, tuple] = {}
     for run, seen in zip(planned, coverages, strict=True):
-        found = (seen["fair_sample"], -len(seen["missing_classes"]), run.seed, seen["classes"])
-        worst[run.regime] = min(found, worst.get(run.regime, found))
+        rank = (seen["fair_sample"], -len(seen["missing_classes"]), run.seed, seen["classes"])
+        worst[run.regime] = min(rank, worst.get(run.regime, rank))
     words = "; ".join(f"{regime} (seed {seed}) {classes}" for regime, (_, _, seed, classes) in worst.items())
     return f"WARNING: the regimes differ in the classes that they cover, so more than sampling is compared: {words}."
 
 
-def compare(scores: dict[str, list[float]], *, baseline: str) -> dict[str, dict]:
+def compare_regimes(scores: dict[str, list[float]], *, baseline: str) -> dict[str, dict]:
     """Every regime against `baseline`, in points of accuracy, pairs by seed; p-values as they are and after Holm 1979.
 
     Args:
         scores: regime -> one accuracy a seed, in the same order of seeds for all.
     """
-    found = {}
+    tests = {}
     for name in (name for name in scores if name != baseline):
         points = 100 * (np.array(scores[name]) - np.array(scores[baseline]))
         mean = mean_interval(points)
-        found[name] = {"mean": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd, "seeds": mean.n}
-        found[name] |= {"p": paired_permutation_test(points), "effect_size": effect_size(points), "differences": points.tolist()}
-        found[name]["seeds_for_one_point"] = seeds_needed(mean.sd, 1.0) if mean.n > 1 and mean.sd > 0 else None
-    for line, p in zip(found.values(), holm([line["p"] for line in found.values()]), strict=True):
-        line["p_holm"] = p
-    return found
+        tests[name] = {"mean": mean.mean, "low": mean.low, "high": mean.high, "sd": mean.sd, "seeds": mean.n}
+        tests[name] |= {"p": paired_permutation_test(points), "effect_size": effect_size(points), "differences": points.tolist()}
+        tests[name]["seeds_for_one_point"] = seeds_needed(mean.sd, 1.0) if mean.n > 1 and mean.sd > 0 else None
+    for test, p in zip(tests.values(), holm([test["p"] for test in tests.values()]), strict=True):
+        test["p_holm"] = p
+    return tests
 
 
 def plain(value):

@@ -18,6 +18,7 @@ from kdnb.distillation.build import build_student
 from kdnb.distillation.run import build_pieces, distill_parameters
 from kdnb.distillation.teacher import open_teacher
 from kdnb.evaluation.student_probe import Probe
+from kdnb.params import arguments_of
 from kdnb.runs import Run, set_seed
 
 pytestmark = pytest.mark.benchmark
@@ -114,7 +115,7 @@ def test_what_stored_views_are_worth(p, folder, capsys):
             run = Run(f"{name}_{seed}", vars(q), outputs=folder / "runs")
             student = distill_parameters(q, run, regime="fixed")
             history = run.read("history.json")
-            found[name].append(Probe(q).accuracy(student))
+            found[name].append(Probe(**arguments_of(Probe, q)).accuracy(student))
             seconds[name].append(sum(epoch["step_s"] + epoch["data_wait_s"] for epoch in history["epochs"]))
     with capsys.disabled():
         print(f"\nprobe accuracy after {STEPS * EPOCHS} steps, mean and standard deviation over {len(SEEDS)} seeds")

@@ -129,7 +129,7 @@ JUDGE = """
         source = open_source(p.dataset, **arguments_of(open_source, p))
         precompute(source, p.cache_dir, image_size=p.image_size, cache_shard_size=50, permutation_seed=None)
     else:
-        probe = Probe(p)
+        probe = Probe(**arguments_of(Probe, p))
         teacher = freeze(FeatureModel(build_model("cifar_resnet8", num_classes=10, width=4)))
         print("probe", probe.why_not or (probe.train.num_samples(0), probe.test.num_samples(0)))
         try:  # the gate
@@ -137,9 +137,8 @@ JUDGE = """
             check_head(known, prepare.held_out_batches(**arguments_of(prepare.held_out_batches, p)))
         except (ValueError, RuntimeError, IndexError) as error:
             print(type(error).__name__)
-        data = evaluate.data_for(p, SimpleNamespace(p=p))
-        evaluator = evaluate.build_evaluator(SimpleNamespace(p=p), data)
-        print("evaluator", evaluator.train.num_samples(0), evaluator.test.num_samples(0), evaluator.num_classes)
+        evaluator = evaluate.build_evaluator(SimpleNamespace(p=p), **arguments_of(evaluate.build_evaluator, p))
+        print("evaluator", evaluator.train.num_samples(0), evaluator.test.num_samples(0), len(evaluator.classes))
 """
 MORE = {"probe_samples": 100, "resize": "crop", "cache_teacher_features": False, "teacher": "x", "crop_scale_min": 0.5}
 MORE |= {"horizontal_flip": False}

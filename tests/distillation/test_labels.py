@@ -79,7 +79,7 @@ def test_a_cache_of_missing_labels_is_unlabelled(make_cache, tmp_path):
 
 def test_a_probe_says_before_it_measures_why_there_is_none(labelled):
     labelled.eval_split, labelled.probe_samples, labelled.image_size = "test", 60, 8
-    found = student_probe.Probe(labelled)
+    found = student_probe.Probe(**arguments_of(student_probe.Probe, labelled))
     if labelled.kind == "beyond the head":  # the digits' test labels count up to 9, the cache names 3 classes
         assert not found.available and found.why_not == "some images of digits have no label, or one beyond its 3 classes"
     else:

@@ -157,7 +157,7 @@ def test_probe_of_digits_is_as_good_as_scikit_learn_with_the_same_strength(digit
     reference.fit(scaler.transform(x[:1500].double()), y[:1500])
     theirs = reference.predict(scaler.transform(x[1500:].double()))
     assert (theirs == found.predictions.numpy()).mean() >= 0.995
-    assert found.top1 > 0.9 and found.seconds > 0
+    assert found.top1 > 0.9
     # Pixels that never change in the training part are left out, and the weights hold for the features as they are.
     assert found.weight[:, x[:1500].std(0) == 0].abs().max() == 0
     logits = test.features @ found.weight.T + found.bias

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ def parameters(cache):
 
 
 def test_runs_of_a_seed_differ_in_the_regime_alone(parameters):
-    planned = sweep.plan_runs(SimpleNamespace(**parameters), "cmp")
+    planned = sweep.plan_runs("cmp", **parameters)
     assert [(run.regime, run.seed) for run in planned] == [(regime, seed) for seed in (0, 3) for regime in sweep.REGIMES]
     # 2 shards have at least 17 images: 4 steps of 4 in every regime.
     assert {run.parameters["max_steps_per_epoch"] for run in planned} == {4}
@@ -51,11 +50,11 @@ def test_runs_of_a_seed_differ_in_the_regime_alone(parameters):
 )
 def test_a_plan_that_cannot_be_matched_is_refused(parameters, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        sweep.plan_runs(SimpleNamespace(**parameters | changes), "cmp")
+        sweep.plan_runs("cmp", **parameters | changes)
 
 
 def test_coverage_is_what_the_order_says(parameters):
-    runs = {run.regime: run for run in sweep.plan_runs(SimpleNamespace(**parameters), "cmp") if run.seed == 0}
+    runs = {run.regime: run for run in sweep.plan_runs("cmp", **parameters) if run.seed == 0}
     fixed, dealt = sweep.coverage(runs["fixed"]), sweep.coverage(runs["dealt"])
     assert fixed["images"] == dealt["images"] == 32  # 2 epochs of 4 steps of 4
     assert fixed["unique_seen"] <= 20 and dealt["unique_seen"] > fixed["unique_seen"]
@@ -86,7 +85,7 @@ def sorted_cache(tmp_path):
 
 
 def covered(parameters: dict) -> tuple[list, list]:
-    planned = sweep.plan_runs(SimpleNamespace(**parameters), "cmp")
+    planned = sweep.plan_runs("cmp", **parameters)
     return planned, [sweep.coverage(run) for run in planned]
 
 
@@ -115,7 +114,7 @@ def test_images_without_labels_have_no_classes_to_differ_in(parameters, tmp_path
 
 def test_differences_are_paired_by_seed_and_in_points():
     scores = {"fixed": [0.50, 0.60, 0.70], "full": [0.51, 0.61, 0.71], "dealt": [0.49, 0.62, 0.70]}
-    found = sweep.compare(scores, baseline="fixed")
+    found = sweep.compare_regimes(scores, baseline="fixed")
     assert list(found) == ["full", "dealt"]
     assert found["full"]["differences"] == pytest.approx([1, 1, 1]) and found["full"]["mean"] == pytest.approx(1)
     assert found["full"]["p"] == 0.25  # of 8 sign patterns only all plus and all minus are as large
@@ -126,25 +125,25 @@ def test_differences_are_paired_by_seed_and_in_points():
 
 @pytest.mark.parametrize("scores", [{"fixed": [0.5], "full": [0.6]}, {"fixed": [0.5, 0.6], "full": [0.5, 0.6]}])
 def test_one_seed_or_equal_scores_can_be_written(scores):
-    found = sweep.compare(scores, baseline="fixed")
+    found = sweep.compare_regimes(scores, baseline="fixed")
     assert not np.isfinite(found["full"]["effect_size"])
     written = json.loads(json.dumps(sweep.plain({"tests": found}), allow_nan=False))["tests"]["full"]
     assert written["effect_size"] is None and written["differences"] == found["full"]["differences"]
 
 
 def test_curves_collect_the_seeds_of_a_regime():
-    lines = [
-        [{"model": "teacher", "images_seen": 0, "probe": 1.0}] + [
+    evaluations = [
+        report.Evaluation([{"model": "teacher", "images_seen": 0, "probe": 1.0}] + [
             {"model": model, "images_seen": seen, "probe": value} for model, seen, value in parts
-        ]
+        ], {})
         for parts in ([("random student", 0, 0.1), ("student", 32, 0.5)], [("random student", 0, 0.2), ("student", 32, 0.7)])
     ]  # fmt: skip
     planned = [sweep.Planned("fixed", seed, "train_fixed", {}) for seed in (0, 1)]
-    (seen, values) = report.regime_curves(planned, lines)["fixed"]
+    (seen, values) = report.regime_curves(planned, evaluations)["fixed"]
     assert seen == [0, 32] and np.array_equal(values, [[0.1, 0.5], [0.2, 0.7]])
     references = {"raw pixels": 0.2, "random student": 0.1, "teacher": 1.0}
-    assert report.share_of_gap(0.6, references) == pytest.approx(0.5)
-    assert report.share_of_gap(0.6, references | {"teacher": 0.2}) is None
+    assert report.gap_closed(0.6, references) == pytest.approx(0.5)
+    assert report.gap_closed(0.6, references | {"teacher": 0.2}) is None
     assert report.describe_gap(0.6, references) == "gap closed 50%"
     assert report.describe_gap(0.6, references | {"teacher": 0.2}).startswith("no gap to close")
 
