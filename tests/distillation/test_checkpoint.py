@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kdnb import distributed
-from kdnb.distillation import checkpoint
 from kdnb.distillation.checkpoint import TrainState, load, state_dict
 from kdnb.runs import Run
 
@@ -31,8 +30,10 @@ def save(run: Run, step: int, states: list, monkeypatch):
 
 def state_of(seed: int) -> tuple[dict, list[float]]:
     """(a random state, what is drawn after it)."""
+    student = torch.nn.Linear(1, 1)
     torch.manual_seed(seed)
-    return checkpoint._random_state(), torch.rand(3).tolist()
+    (rng,) = state_dict(student, torch.optim.AdamW(student.parameters()), None, TrainState())["rng"]
+    return rng, torch.rand(3).tolist()
 
 
 def test_a_new_run_draws_from_the_seed_on_rank_0_and_from_seed_and_rank_elsewhere(on, tmp_path):

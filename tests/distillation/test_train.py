@@ -15,7 +15,6 @@ from caches import write_cache
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import REGIMES, mse, run_training
 
-from kdnb.distillation.checkpoint import TrainState
 from kdnb.distillation.optim import parameter_groups
 from kdnb.models.vision import Student, build_model
 
@@ -205,10 +204,6 @@ def test_a_warm_up_longer_than_training_is_refused_before_anything_is_written(ca
     with pytest.raises(ValueError, match="warmup_steps is 18, but training has 18 steps"):
         run_training(cache, tmp_path, "full", warmup_steps=18)
     assert not list((tmp_path / "full/checkpoints").iterdir())
-
-
-def test_a_new_position_is_the_beginning():
-    assert (TrainState().epoch, TrainState().batch, TrainState().step) == (0, 0, 0)
 
 
 def test_a_short_last_batch_counts_by_its_examples(tmp_path):
