@@ -71,7 +71,7 @@ def class_coverage(labels: np.ndarray | None, seen: np.ndarray, *, classes: list
     """
     if labels is None or not (labels >= 0).any():
         return ClassCoverage(*np.zeros((2, 0), dtype=np.int64))
-    seen = np.atleast_2d(seen).any(axis=0)
+    seen = np.any(np.atleast_2d(seen), axis=0)
     size = max(len(classes or ()), int(labels.max()) + 1)
     held, total = (np.bincount(part[part >= 0], minlength=size) for part in (labels[seen], labels))
     known = np.ones(size, dtype=bool) if classes else total > 0

@@ -10,6 +10,7 @@ Functions whose name ends in an underscore change their argument and return it. 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def unit_range_(x: torch.Tensor, dtype: torch.dtype, mean: Sequence[float] | Non
     """`unit_range` of images of `dtype` whose values, cast or resized, are in the float32 `x`."""
     if dtype == torch.uint8:
         return x.mul_(1 / 255)
-    return x if mean is None else x.mul_(per_channel(std, x.device)).add_(per_channel(mean, x.device)).clamp_(0, 1)
+    return x if mean is None or std is None else x.mul_(per_channel(std, x.device)).add_(per_channel(mean, x.device)).clamp_(0, 1)
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:
@@ -89,18 +90,13 @@ class Resampler:
         images, (num_rows, num_columns) = images[part], self._num_taps(part)
         n, channels, height, width = images.shape
         first = torch.arange(n * channels, device=images.device).view(n, channels, 1) * height  # row 0 of each plane
-        planes, rows, out = images.reshape(-1, width), None, None
-        index, weight = self.rows
-        for k in range(num_rows):
-            tap = planes.index_select(0, (first + index[part, k, None]).view(-1)).view(n, channels, -1, width)
-            tap = tap.float().mul_(weight[part, k, None, :, None])
-            rows = tap if rows is None else rows.add_(tap)
+        planes, (index, weight) = images.reshape(-1, width), self.rows
+        taps = (planes.index_select(0, (first + index[part, k, None]).view(-1)) for k in range(num_rows))
+        taps = (tap.view(n, channels, -1, width).float().mul_(weight[part, k, None, :, None]) for k, tap in enumerate(taps))
+        rows = reduce(torch.Tensor.add_, taps)
         index, weight = self.columns
-        for k in range(num_columns):
-            tap = rows.gather(3, index[part, k, None, None].expand(-1, channels, self.size, -1))
-            tap = tap.mul_(weight[part, k, None, None])
-            out = tap if out is None else out.add_(tap)
-        return out
+        taps = (rows.gather(3, index[part, k, None, None].expand(-1, channels, self.size, -1)) for k in range(num_columns))
+        return reduce(torch.Tensor.add_, (tap.mul_(weight[part, k, None, None]) for k, tap in enumerate(taps)))
 
 
 def _taps(place: torch.Tensor, start: torch.Tensor, extent: torch.Tensor, size: int, count: int):
@@ -113,14 +109,12 @@ def _taps(place: torch.Tensor, start: torch.Tensor, extent: torch.Tensor, size: 
     reach = ratio.clamp(min=1)
     centre = (place + 0.5) * ratio  # [B, size], in pixels from the box's edge
     lowest = (centre - reach + 0.5).clamp_(min=0).floor_()
-    index, weight, total = [], [], 0.0
+    index, weight = [], []
     for k in range(count):
         at = lowest + k
-        height = (1 - ((at + 0.5 - centre) / reach).abs()).clamp_(min=0) * (at < extent)
-        total = total + height
-        weight.append(height)
+        weight.append((1 - ((at + 0.5 - centre) / reach).abs()).clamp_(min=0) * (at < extent))
         index.append((at.minimum(extent - 1) + start).long())
-    return torch.stack(index, 1), torch.stack(weight, 1).div_(total[:, None])
+    return torch.stack(index, 1), torch.stack(weight, 1).div_(reduce(torch.add, weight)[:, None])
 
 
 def change_colours(x: torch.Tensor, u: np.ndarray, *, p_blur: float, p_solarise: float) -> torch.Tensor:

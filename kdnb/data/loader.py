@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,10 +78,10 @@ def build_pretraining_dataloader(
     }
     if regime not in subset:
         raise ValueError(f"regime is {regime!r}; allowed are {', '.join(subset)}.")
-    settings = {"shuffle": shuffle, "seed": seed} | subset[regime]
+    settings: dict[str, Any] = {"shuffle": shuffle, "seed": seed} | subset[regime]
     if regime != "full":
         settings["random_subset_seed"] = random_subset_seed
-    plan = {"batch_size": batch_size, "device": device, "max_steps_per_epoch": max_steps_per_epoch}
+    plan: dict[str, Any] = {"batch_size": batch_size, "device": device, "max_steps_per_epoch": max_steps_per_epoch}
     plan["gradient_accumulation_steps"] = gradient_accumulation_steps
     if use_cached:
         kinds = {"random": RandomSubsetCachedDataset, "fixed": FixedShardSubsetCachedDataset}
@@ -111,11 +112,9 @@ class EpochLoader(EpochPlan):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose batches iterating gives: the data set's."""
         return self.dataset.epoch
 
     def set_epoch(self, epoch: int):
-        """Choose the epoch (0, 1, ...) whose batches iterating gives."""
         self.dataset.set_epoch(epoch)
 
     def _positions(self, epoch: int, start: int) -> list[np.ndarray]:
@@ -140,7 +139,9 @@ class BatchReader(EpochLoader):
         """The batches of `epoch` from batch number `start` on."""
         plan = self._positions(epoch, start)
         cuda, reader = self.device.type == "cuda", self.dataset.reader
-        free, ready, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        free: queue.SimpleQueue = queue.SimpleQueue()
+        ready: queue.SimpleQueue = queue.SimpleQueue()
+        stop = threading.Event()
         shape, reused = (self.batch_size, *reader.row_shape), cuda or self.reuse_buffers
         for _ in range(self.prefetch + (1 if cuda else 2)):  # one being filled, those ready, and on a CPU the caller's
             free.put((torch.empty(shape, dtype=reader.dtype, pin_memory=cuda) if reused else None, None))

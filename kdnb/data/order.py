@@ -101,7 +101,7 @@ class Order:
         """Number of samples of `epoch`."""
         if self.regime == "full":
             return self.num_samples
-        if self.regime == "random" and not self.draws_shards:
+        if self.regime == "random" and self.samples_per_epoch is not None:
             return self.samples_per_epoch
         return sum(self.shard_sizes[shard] for shard in self._shards(epoch))
 
@@ -111,7 +111,7 @@ class Order:
         starts = np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
         if self.regime == "full":
             positions = np.arange(starts[-1])
-        elif self.regime == "random" and not self.draws_shards:
+        elif self.regime == "random" and self.samples_per_epoch is not None:
             positions = np.sort(self._draw(int(starts[-1]), self.samples_per_epoch, epoch))
         else:
             positions = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in self._shards(epoch)])
@@ -126,11 +126,11 @@ class Order:
 
     def _shards(self, epoch: int) -> np.ndarray:
         """Shards of `epoch`, ascending."""
+        count = len(self.shard_sizes)
         if self.regime == "fixed":
-            if self.fixed_choice == "first":
-                return np.arange(self.fixed_shards)
-            return np.sort(permutation(len(self.shard_sizes), self.random_subset_seed, _CHOOSE)[: self.fixed_shards])
-        return np.sort(self._draw(len(self.shard_sizes), self.shards_per_epoch, epoch))
+            ranked = np.arange(count) if self.fixed_choice == "first" else permutation(count, self.random_subset_seed, _CHOOSE)
+            return np.sort(ranked[: self.fixed_shards])
+        return np.sort(self._draw(count, self.shards_per_epoch or count, epoch))
 
     def _draw(self, n: int, k: int, epoch: int) -> np.ndarray:
         """k of n, by `draw`."""
@@ -185,7 +185,7 @@ class EpochPlan:
     """
 
     rank, world = 0, 1
-    epoch = 0  # whose batches iterating gives
+    _epoch = 0
 
     def __init__(
         self, order: Order, *, batch_size: int, max_steps_per_epoch: int | None = None, gradient_accumulation_steps: int = 1,
@@ -195,7 +195,7 @@ class EpochPlan:
         if least < 1 or batch_size < 1 or (drop_last and batch_size > least):
             epoch = "the smallest shards that an epoch may draw hold" if order.draws_shards else "an epoch has"
             ways = [f"choose 1 to {least}"] if least else []
-            ways += ["raise shards_per_epoch"] if order.draws_shards and order.shards_per_epoch < len(order.shard_sizes) else []
+            ways += ["raise shards_per_epoch"] if least < order.num_samples and order.draws_shards else []
             advice = " or ".join(ways) or "there is nothing to read"
             raise ValueError(f"batch_size is {batch_size}, but {epoch} {least} samples; {advice}.")
         if gradient_accumulation_steps < 1:
@@ -205,10 +205,15 @@ class EpochPlan:
         self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
         self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose batches iterating gives."""
+        return self._epoch
+
     def set_epoch(self, epoch: int):
         """Choose the epoch (0, 1, ...) whose batches iterating gives."""
         require_epoch(epoch)
-        self.epoch = epoch
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return self.num_batches(self.epoch)
@@ -256,7 +261,7 @@ class EpochPlan:
         """How many of the samples in batch `number` of `epoch` are this process' own."""
         return len(range(self.rank, self.batch_size_at(epoch, number), self.world))
 
-    def local_batches(self, samples: Sequence, epoch: int, start: int = 0) -> list:
+    def local_batches(self, samples: Sequence | np.ndarray, epoch: int, start: int = 0) -> list:
         """This process' part of each batch of `epoch` from number `start` on, where `samples` are those of the whole epoch.
 
         Of a batch that is too short for all processes, it is the first sample, which then counts for nothing.

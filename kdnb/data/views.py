@@ -37,11 +37,11 @@ def _random_boxes(u: np.ndarray, height: int, width: int, scale: Sequence[float]
     log_ratio = np.log(ratio)
     aspect = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * u[:, _TRIES : 2 * _TRIES])
     tried = np.stack([np.round(np.sqrt(area / aspect)), np.round(np.sqrt(area * aspect))], -1).astype(np.int64)
-    fits = ((tried > 0) & (tried <= (height, width))).all(-1)
+    fits = np.all((tried > 0) & (tried <= (height, width)), axis=-1)
     sides = tried[np.arange(len(u)), fits.argmax(1)]
     room = (height, width) - sides + 1
     corner = np.floor(u[:, 2 * _TRIES :] * room).astype(np.int64)
-    whole = np.clip(width / height, *ratio)  # ratio of the fallback
+    whole = min(max(width / height, ratio[0]), ratio[1])  # ratio of the fallback
     centred = np.array([min(height, round(width / whole)), min(width, round(height * whole))]).clip(1)
     none = ~fits.any(1)
     sides[none] = centred
@@ -50,9 +50,18 @@ def _random_boxes(u: np.ndarray, height: int, width: int, scale: Sequence[float]
 
 
 class _Transform:
-    """What the transforms share: checks, and how a view is made. Subclasses are dataclasses with `mean`, `std` and `_view`."""
+    """What the transforms share: checks, and how a view is made. Subclasses are dataclasses with these fields."""
 
-    num_global = num_views = 1
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    seed: int
+    horizontal_flip: bool
+    num_global = 1
+
+    @property
+    def num_views(self) -> int:
+        """Views of an image."""
+        return 1
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -76,10 +85,15 @@ class _Transform:
             raise ValueError(f"ids has shape {list(ids.shape)} for {len(images)} images; each image needs one id.")
         return [self._view(images, ids.numpy(), epoch, view) for view in range(self.num_views)]
 
+    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
+        """View number `view` of each image."""
+        raise NotImplementedError
+
     def _random_crop(self, images, ids, epoch, view, *, size, scale, ratio, colours=None) -> torch.Tensor:
         """A box of `_random_boxes`, mirrored half of the time, as float32 [B, 3, size, size]."""
         u = uniform(self.seed, epoch, ids, view, [*_CROP, _FLIP])
-        boxes = _random_boxes(u[:, :-1], *images.shape[2:], scale, ratio)
+        height, width = images.shape[2:]
+        boxes = _random_boxes(u[:, :-1], height, width, scale, ratio)
         return self._render(images, boxes, (u[:, -1] < 0.5) & self.horizontal_flip, size, colours)
 
     def _render(self, images, boxes, mirror, size, colours=None) -> torch.Tensor:

@@ -39,8 +39,10 @@ def maybe_cache_on_device(
         return loader
     needed = bytes_on_device(loader, epochs)
     if auto:
-        how = {"mixed_precision": mixed_precision, "gradient_accumulation_steps": gradient_accumulation_steps}
-        peak = step_bytes(student, loader, teacher, views, loss, **how)
+        peak = step_bytes(
+            student, loader, teacher, views, loss,
+            mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
+        )  # fmt: skip
         fits, reason = fits_in_memory(needed, free=torch.cuda.mem_get_info(loader.device)[0], peak=peak)
         print(f"cache_on_device: {reason}", flush=True)
         if not fits:
