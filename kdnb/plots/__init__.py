@@ -6,6 +6,7 @@ What a figure shows can be asserted through its axes' lines, patches and images.
 from kdnb.plots.comparison import comparison_figure
 from kdnb.plots.evaluation import (
     accuracy_curves,
+    bars,
     confusion_matrix,
     differences,
     feature_map,
@@ -13,7 +14,8 @@ from kdnb.plots.evaluation import (
     quality_curves,
     seed_bands,
 )
-from kdnb.plots.training import bars, image_grid, loss_curves, loss_parts, step_parts, step_time, view_grid, visit_map
+from kdnb.plots.images import image_grid, view_grid
+from kdnb.plots.training import loss_curves, loss_parts, step_parts, step_time, visit_map
 
 __all__ = [
     "accuracy_curves",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from kdnb.plots.style import COLOURS, new_figure
+from kdnb.plots.style import COLOURS, annotate_end, new_figure
 from kdnb.progress import format_bytes, format_duration, format_number
 
 _MOST_CLASSES = 20  # of which the picture shows each
@@ -25,7 +25,7 @@ def comparison_figure(results: dict):
             whiskers = [[abs(end - width) for end, width in zip(ends, widths, strict=True)] for ends in spread]
             axes.errorbar(widths, [0, 1], xerr=whiskers, fmt="none", ecolor="0.2", capsize=3, linewidth=1.2)
         for row, (text, end) in enumerate(zip(texts, spread[1] if spread else widths, strict=True)):
-            axes.annotate(text, (end, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10)
+            annotate_end(axes, text, end, row, fontsize=10)
         axes.set_title(title, loc="left", fontsize=10.5)
         axes.set(xlim=(0, 1.6 * max(*widths, *(spread[1] if spread else [])) or 1), ylim=(1.6, -0.6), xticks=[])
         axes.set_yticks([0, 1], ["", ""] if number % 4 else labels)

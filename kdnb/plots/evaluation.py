@@ -1,4 +1,4 @@
-"""Figures of evaluation: accuracy over training, feature quality, confusion, maps of features, regimes against each other."""
+"""Figures of measurements: accuracy and feature quality over training, confusion, maps of features, regimes, bars."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from kdnb.plots.style import COLOURS, new_figure, set_title
+from kdnb.plots.style import COLOURS, annotate_end, new_figure, reference_lines, set_title
+from kdnb.progress import format_number
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -27,16 +28,7 @@ def accuracy_curves(
     for number, (name, (x, y)) in enumerate(curves.items()):
         colour, style = COLOURS[number % 6], _STYLES[number // 6 % 4]
         axes.plot(x, y, style, label=name, color=colour, marker="o", markersize=4, linewidth=2)
-    placed = []
-    for name, value in sorted(references.items(), key=lambda item: item[1]):
-        axes.axhline(value, color="0.35", linestyle=(0, (4, 3)), linewidth=1.1)
-        placed.append((name, value))
-    every = [v for _, y in curves.values() for v in y] + list(references.values())
-    room = 0.05 * (max(every) - min(every) or 1)
-    last = -math.inf
-    for name, value in placed:  # names of lines that lie close together are moved apart
-        last = max(value, last + 1.2 * room)
-        axes.annotate(f"{name} {value:.3f}", (1.01, last), xycoords=("axes fraction", "data"), va="center", fontsize=10.5)
+    reference_lines(axes, references, [value for _, y in curves.values() for value in y])
     best = max(curves, key=lambda name: curves[name][1][-1])
     x, y = curves[best]
     change = f", {y[-1] - y[0]:+.3f} since its beginning" if len(y) > 1 else ""
@@ -110,11 +102,13 @@ def feature_map(points: torch.Tensor, labels: torch.Tensor, *, classes: Sequence
         points: [N, 2], the first two principal components. explained: their share of the variance.
         most: points drawn, the first ones. Beyond 20 classes, colours repeat and there is no legend.
     """
+    import matplotlib
+
     figure, axes = new_figure(size=(7.4, 5.4))
-    colours = _class_colours(len(classes))
+    palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
     for number, name in enumerate(classes):
-        chosen = points[:most][labels[:most] == number]
-        axes.scatter(*chosen.T.numpy(), s=7, alpha=0.6, linewidths=0, color=colours[number], label=name)
+        cloud, colour = points[:most][labels[:most] == number], palette[number % len(palette)]
+        axes.scatter(*cloud.T.numpy(), s=7, alpha=0.6, linewidths=0, color=colour, label=name)
     set_title(axes, f"The first two principal components hold {explained:.0%} of the features' variance")
     axes.set(xlabel="first component", ylabel="second component")
     if len(classes) <= 20:
@@ -135,9 +129,7 @@ def seed_bands(curves: Mapping[str, tuple[Sequence[float], np.ndarray]], *, refe
         axes.fill_between(x, mean - spread, mean + spread, color=COLOURS[number % 6], alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=COLOURS[number % 6], marker="o", markersize=4, linewidth=2, label=name.replace("_", " "))
         ends[name] = mean[-1]
-    for name, value in references.items():
-        axes.axhline(value, color="0.35", linestyle=(0, (4, 3)), linewidth=1.1)
-        axes.annotate(f"{name} {value:.3f}", (1.01, value), xycoords=("axes fraction", "data"), va="center", fontsize=10.5)
+    reference_lines(axes, references, [value for _, values in curves.values() for value in values.mean(0)])
     low, high = min(ends, key=ends.get), max(ends, key=ends.get)
     title = f"Means end between {ends[low]:.3f} ({low}) and {ends[high]:.3f} ({high})".replace("_", " ")
     set_title(axes, f"{title}; bands: one standard deviation over seeds")
@@ -170,6 +162,8 @@ def differences(intervals: Mapping[str, tuple[float, float, float]], *, points: 
 
 def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylabel: str, measure: str, examples: int):
     """An accuracy for each pair of settings, {y: {x: value}}; the best one is framed, with its standard error over `examples`."""
+    from matplotlib.patches import Rectangle
+
     rows, columns = list(values), list(next(iter(values.values())))
     table = np.array([[values[row][column] for column in columns] for row in rows])
     figure, axes = new_figure(size=(2.4 + 1.1 * len(columns), 1.7 + 0.6 * len(rows)))
@@ -178,7 +172,8 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     for (row, column), value in np.ndenumerate(table):
         axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="w" if value > middle else "k", fontsize=11)
     best = np.unravel_index(table.argmax(), table.shape)
-    axes.add_patch(_frame(best))
+    frame = {"fill": False, "edgecolor": COLOURS[1], "linewidth": 2.5, "clip_on": False}
+    axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, **frame))
     axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -190,14 +185,32 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     return figure
 
 
-def _frame(cell: tuple[int, int]):
-    from matplotlib.patches import Rectangle
+def bars(values: dict[str, float], *, xlabel: str, title: str, errors: dict | None = None, reference: tuple | None = None):
+    """One horizontal bar a name, the first on top, with its number beside it.
 
-    return Rectangle((cell[1] - 0.5, cell[0] - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5, clip_on=False)
-
-
-def _class_colours(count: int) -> list:
-    import matplotlib
-
-    palette = matplotlib.colormaps["tab10" if count <= 10 else "tab20"].colors
-    return [palette[number % len(palette)] for number in range(count)]
+    Args:
+        values: no bar for a value that is not finite, but `n/a`. errors: half-widths of intervals, by name.
+        reference: name and value of a dashed line, such as ("chance", 0.1).
+    """
+    errors, rows = errors or {}, np.arange(len(values))
+    widths = np.array([value if math.isfinite(value) else 0.0 for value in values.values()])
+    whiskers = np.array([errors.get(name, 0.0) for name in values])
+    figure, axes = new_figure(size=(7.0, 1.2 + 0.42 * max(len(values), 1)))
+    axes.barh(rows, widths, color=COLOURS[0], height=0.7)
+    if whiskers.any():
+        axes.errorbar(widths, rows, xerr=whiskers, fmt="none", ecolor="0.2", capsize=3)
+    small = np.abs(widths).max(initial=0) < 10  # fixed decimals line up
+    for row, (value, width, whisker) in enumerate(zip(values.values(), widths, whiskers, strict=True)):
+        text = "n/a" if not math.isfinite(value) else f"{value:.3f}" if small else format_number(value)
+        annotate_end(axes, text, width + (-whisker if width < 0 else whisker), row, left=width < 0)
+    if reference is not None:
+        axes.axvline(reference[1], color="0.3", linestyle="--", linewidth=1.2)
+        xlabel = f"{xlabel} (dashed: {reference[0]} {reference[1]:.3g})"
+    if not values:
+        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center")
+    ends = [0.0, *(widths - whiskers), *(widths + whiskers), *([] if reference is None else [reference[1]])]
+    low, high = min(ends), max(ends)
+    axes.set_xlim(low - (0.15 * (high - low) if low < 0 else 0), high + (0.15 * (high - low) or 1))
+    axes.set(yticks=rows, yticklabels=list(values), ylim=(max(len(values), 1) - 0.4, -0.6), xlabel=xlabel)
+    set_title(axes, title)
+    return figure

@@ -1,56 +1,13 @@
-"""Figures of training: views, visited images, times. Cost: 0.1 to 0.5 s a figure, most of it in drawing the text."""
+"""Figures of a training run: which images it visited, where its time went, what its losses did."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from kdnb.data.augment import unit_range
-from kdnb.plots.style import COLOURS, new_figure, set_title
+from kdnb.plots.style import COLOURS, annotate_end, new_figure, set_title, whole_numbers
 from kdnb.progress import format_duration, format_number
 
 _MAX_BINS = 600  # columns of a visit map: about one a pixel
-
-
-def image_grid(images: torch.Tensor, *, titles: Sequence[str] | None = None, columns: int = 8):
-    """Images [N, 3, H, W], uint8 or float in [0, 1], row by row, each with its title below."""
-    pictures = [image.permute(1, 2, 0).numpy() for image in images.cpu()]
-    columns = max(1, min(columns, len(pictures)))
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    figure, axes = _mosaic(rows, gap=0.35 if titles else 0.06)
-    axes.set(xticks=[], yticks=[])
-    set_title(axes, f"{len(pictures)} images of {images.shape[-1]}×{images.shape[-2]}")
-    for number, title in enumerate(titles or []):
-        axes.text(1.06 * (number % columns) + 0.5, number // columns * 1.35 + 1.02, title, ha="center", va="top", fontsize=10)
-    return figure
-
-
-def view_grid(images: torch.Tensor, views: Sequence[torch.Tensor], *, mean=None, std=None, titles: Sequence[str] | None = None):
-    """Cached images in the first row, and below each of them its views.
-
-    Args:
-        images: [N, 3, H, W], uint8 or float. views: float [N, 3, h, w] in [0, 1] each; h and w may differ.
-        mean, std: of float images that are stored normalised. titles: one for each row of views.
-
-    Raises:
-        ValueError: views of another number of images.
-    """
-    for number, view in enumerate(views):
-        if len(view) != len(images):
-            raise ValueError(f"views[{number}] holds {len(view)} images, but images holds {len(images)}; give the same ones.")
-    rows = []
-    for pixels in (unit_range(images, mean, std), *views):
-        rows.append([picture.permute(1, 2, 0).numpy() for picture in pixels.detach().cpu().float().clamp(0, 1)])
-    names = ["cached", *(titles or [f"view {number + 1}" for number in range(len(views))])]
-    sizes = [f"{part.shape[-1]}×{part.shape[-2]}" for part in (images, *views)]
-    figure, axes = _mosaic(rows, gap=0.06)
-    labels = [f"{name}\n{size}" for name, size in zip(names, sizes, strict=True)]
-    set_title(axes, f"{len(images)} images, {len(views)} views of each")
-    axes.set_xticks([])
-    axes.set_yticks(0.5 + 1.06 * np.arange(len(rows)), labels)
-    axes.tick_params(length=0)
-    return figure
 
 
 def visit_map(visits: np.ndarray, *, shard_sizes: Sequence[int]):
@@ -77,14 +34,14 @@ def visit_map(visits: np.ndarray, *, shard_sizes: Sequence[int]):
     set_title(above, f"{seen:,} of {samples:,} images seen ({_percent(seen, samples)})" + (f", each {times}" if seen else ""))
     above.set(xlabel=f"position in the cache, {len(shard_sizes):,} shards", ylabel="epoch")
     above.xaxis.set_major_formatter("{x:,.0f}")
-    above.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole_numbers(above.yaxis)
     counts = np.bincount(exposure)
     drawn = below.bar(np.arange(len(counts)), counts, color=[COLOURS[1], *[COLOURS[0]] * (len(counts) - 1)], width=0.9)
     if len(counts) <= 12:
         below.bar_label(drawn, [f"{count:,}" if count else "" for count in counts], fontsize=10)
         below.margins(y=0.2)
     below.set(xlabel="how often an image was seen (never: orange)", ylabel="images")
-    below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole_numbers(below.xaxis)
     below.yaxis.set_major_formatter("{x:,.0f}")
     return figure
 
@@ -105,7 +62,7 @@ def step_time(records: Sequence[dict]):
     axes.set(xlabel="epoch", ylabel="time (s)")
     axes.set_ylim(0, 1.2 * (wait + step).max(initial=0) or 1)  # room for the legend
     axes.set_xlim(min(epochs, default=1) - 0.8, max(epochs, default=1) + 0.8)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole_numbers(axes.xaxis)
     axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
     axes.legend(frameon=False, ncols=2, loc="upper right", reverse=True)
     return figure
@@ -123,8 +80,7 @@ def step_parts(rows: dict[str, dict[str, float]]):
     axes.barh(places, step, color=COLOURS[0], height=0.7, label="step")
     axes.barh(places, wait, left=step, color=COLOURS[4], height=0.7, label="data wait")
     for place, width, share in zip(places, total, wait / total, strict=True):
-        said = f"{width:.3g} ms, {share:.0%} waiting"
-        axes.annotate(said, (width, place), xytext=(4, 0), textcoords="offset points", va="center")
+        annotate_end(axes, f"{width:.3g} ms, {share:.0%} waiting", width, place)
     axes.set_yticks(places, list(rows))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * total.max())
@@ -133,62 +89,6 @@ def step_parts(rows: dict[str, dict[str, float]]):
     axes.set(xlabel="time of a step (ms)")
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.5 / (0.5 + 0.45 * len(rows))))
     return figure
-
-
-def bars(values: dict[str, float], *, xlabel: str, title: str, errors: dict | None = None, reference: tuple | None = None):
-    """One horizontal bar a name, the first on top, with its number beside it.
-
-    Args:
-        values: no bar for a value that is not finite, but `n/a`. errors: half-widths of intervals, by name.
-        reference: name and value of a dashed line, such as ("chance", 0.1).
-    """
-    errors, rows = errors or {}, np.arange(len(values))
-    widths = np.array([value if math.isfinite(value) else 0.0 for value in values.values()])
-    whiskers = np.array([errors.get(name, 0.0) for name in values])
-    figure, axes = new_figure(size=(7.0, 1.2 + 0.42 * max(len(values), 1)))
-    axes.barh(rows, widths, color=COLOURS[0], height=0.7)
-    if whiskers.any():
-        axes.errorbar(widths, rows, xerr=whiskers, fmt="none", ecolor="0.2", capsize=3)
-    small = np.abs(widths).max(initial=0) < 10  # fixed decimals line up
-    for row, (value, width, whisker) in enumerate(zip(values.values(), widths, whiskers, strict=True)):
-        sign = -1 if width < 0 else 1
-        text = "n/a" if not math.isfinite(value) else f"{value:.3f}" if small else format_number(value)
-        where = {"xytext": (4 * sign, 0), "textcoords": "offset points", "va": "center", "ha": "left" if sign > 0 else "right"}
-        axes.annotate(text, (width + sign * whisker, row), **where)
-    if reference is not None:
-        axes.axvline(reference[1], color="0.3", linestyle="--", linewidth=1.2)
-        xlabel = f"{xlabel} (dashed: {reference[0]} {reference[1]:.3g})"
-    if not values:
-        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center")
-    ends = [0.0, *(widths - whiskers), *(widths + whiskers), *([] if reference is None else [reference[1]])]
-    low, high = min(ends), max(ends)
-    axes.set_xlim(low - (0.15 * (high - low) if low < 0 else 0), high + (0.15 * (high - low) or 1))
-    axes.set(yticks=rows, yticklabels=list(values), ylim=(max(len(values), 1) - 0.4, -0.6), xlabel=xlabel)
-    set_title(axes, title)
-    return figure
-
-
-def _mosaic(rows: Sequence[Sequence[np.ndarray]], *, gap: float):
-    """Pictures [h, w, 3] on one axes, cell (column, row) at (column * 1.06, row * (1 + gap)): far quicker than axes for each."""
-    columns = max((len(row) for row in rows), default=1)
-    width, height = 1.06 * columns, (1 + gap) * max(len(rows), 1)
-    inch = min(1.1, 9 / width)
-    figure, axes = new_figure(size=(width * inch + 1, height * inch))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            h, w = np.array(picture.shape[:2]) / max(picture.shape[:2])
-            left, top = 1.06 * x + (1 - w) / 2, (1 + gap) * y + (1 - h) / 2
-            axes.imshow(picture, extent=(left, left + w, top + h, top), interpolation="nearest")
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
-    axes.spines[:].set_visible(False)
-    return figure, axes
-
-
-def _percent(part: int, whole: int) -> str:
-    """Rounded, but 100% only for all and 0% only for none."""
-    if 0 < part < whole and not 0.005 <= part / whole < 0.995:
-        return "<1%" if part / whole < 0.5 else ">99%"
-    return f"{part / whole:.0%}"
 
 
 def loss_curves(histories: dict[str, list[dict]], *, name: str = "loss"):
@@ -247,8 +147,7 @@ def _draw(axes, curves: dict[str, tuple[list[dict], str]]) -> dict[str, tuple[fl
     if every.min() > 0 and every.max() > 30 * every.min():
         axes.set_yscale("log")
     axes.set(xlabel="optimizer step")
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    whole_numbers(axes.xaxis)
     if len(curves) > 1:
         axes.legend(frameon=False)
     return ends
@@ -279,3 +178,10 @@ def _finding(name: str, ends: dict[str, tuple[float, float, int]]) -> str:
 def _running_median(values: np.ndarray, *, half: int) -> np.ndarray:
     """Median over up to `half` neighbours on either side."""
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded, but 100% only for all and 0% only for none."""
+    if 0 < part < whole and not 0.005 <= part / whole < 0.995:
+        return "<1%" if part / whole < 0.5 else ">99%"
+    return f"{part / whole:.0%}"

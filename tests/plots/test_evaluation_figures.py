@@ -1,5 +1,7 @@
 """Figures of evaluation, asserted on their data and on their titles."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,30 @@ def test_a_heat_map_frames_the_best_cell():
     assert axes.images[0].get_array().tolist() == [[0.5, 0.6], [0.5, 0.8]]
     assert axes.patches[-1].get_xy() == (0.5, 0.5)
     assert " ".join(axes.get_title(loc="left").split()) == "Best: 0.800 ± 0.020 at alpha 0.7, temperature 3"
+
+
+def test_bars_carry_their_numbers():
+    values = {"raw pixels": 0.91, "student": 0.5, "unknown": math.nan}
+    axes = plots.bars(values, xlabel="accuracy", title="t", errors={"student": 0.1}, reference=("chance", 0.1)).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.91, 0.5, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is on top
+    assert [text.get_text() for text in axes.texts] == ["0.910", "0.500", "n/a"]
+    (whiskers,) = axes.collections
+    assert np.allclose(whiskers.get_segments()[1], [[0.4, 1], [0.6, 1]])
+    assert list(axes.lines[-1].get_xdata()) == [0.1, 0.1] and axes.get_xlabel() == "accuracy (dashed: chance 0.1)"
+
+
+def test_bars_may_be_negative_large_or_none():
+    axes = plots.bars({"a": -0.2, "b": 0.1}, xlabel="difference", title="t").axes[0]
+    assert axes.get_xlim()[0] < -0.2 and axes.get_xlim()[1] > 0.1 and len(axes.patches) == 2
+    assert plots.bars({"a": 12345.6}, xlabel="images/s", title="t").axes[0].texts[0].get_text() == "12,346"
+    empty = plots.bars({}, xlabel="accuracy", title="no labels").axes[0]
+    assert not empty.patches and empty.get_title(loc="left") == "no labels" and empty.texts[0].get_text() == "no values"
+
+
+def test_names_of_references_that_lie_close_together_are_moved_apart():
+    curves = {"fixed": ([0, 1], np.array([[0.0, 1.0]]))}
+    axes = plots.seed_bands(curves, references={"teacher": 0.501, "raw pixels": 0.5, "random student": 0.1}).axes[0]
+    heights = [text.xy[1] for text in axes.texts]
+    assert heights == pytest.approx([0.1, 0.5, 0.56]) and axes.lines[-1].get_ydata()[0] == 0.501

@@ -1,4 +1,4 @@
-"""Figures of losses: what they show is asserted on their data, and what their titles say on numbers worked out by hand."""
+"""Figures of a training run, asserted on their data, and what their titles say on numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,78 @@ import pytest
 from kdnb import plots
 
 
-def records(values, name="loss"):
-    return [{"step": step + 1, name: value} for step, value in enumerate(values)]
-
-
 def title(axes) -> str:
     return axes.get_title(loc="left").replace("\n", " ")
+
+
+def test_visits_are_counted():
+    visits = np.array([[1, 1, 0, 0], [1, 0, 1, 0]], dtype=np.uint8)
+    above, below = plots.visit_map(visits, shard_sizes=(2, 2)).axes[:2]
+    assert above.images[0].get_array().tolist() == visits.tolist()
+    assert title(above) == "3 of 4 images seen (75%), each 1.3 times on average"
+    assert [path.vertices[0, 0] for path in above.collections[0].get_paths()] == [2]  # one border between two shards
+    assert [bar.get_height() for bar in below.patches] == [1, 2, 1]  # never, once, twice
+    assert [text.get_text() for text in below.texts] == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    "visits, expected",
+    [
+        (np.ones((1, 40), int), "40 of 40 images seen (100%), each once"),
+        (np.ones((300, 3), np.uint8), "3 of 3 images seen (100%), each 300 times"),  # more than a byte counts to
+        (np.eye(3, 2000, dtype=int), "3 of 2,000 images seen (<1%), each once"),
+        (np.ones((1, 2000), int) - np.eye(1, 2000, dtype=int), "1,999 of 2,000 images seen (>99%), each once"),
+        (np.zeros((2, 5), int), "0 of 5 images seen (0%)"),
+    ],
+)
+def test_coverage_is_told_honestly(visits, expected):
+    assert title(plots.visit_map(visits, shard_sizes=[visits.shape[1]]).axes[0]) == expected
+
+
+def test_a_large_cache_is_binned_to_shares():
+    visits = np.zeros((3, 60_000), dtype=np.uint8)
+    visits[:, :30_000:2] = 1
+    above = plots.visit_map(visits, shard_sizes=(600,) * 100).axes[0]
+    shown = above.images[0].get_array()
+    assert shown.shape == (3, 600) and np.allclose(shown[:, :300], 0.5) and not shown[:, 300:].any()
+    assert not above.collections  # a hundred borders would hide the picture
+
+
+def test_bins_that_do_not_divide_the_cache_keep_the_mean():
+    visits = np.arange(1501)[None] % 2
+    shown = plots.visit_map(visits, shard_sizes=(1501,)).axes[0].images[0].get_array()
+    assert shown.shape == (1, 600) and set(np.round(np.unique(shown), 6)) <= {0.333333, 0.5, 0.666667}
+
+
+def test_time_is_stacked_and_the_share_named():
+    axes = plots.step_time(
+        [{"epoch": 0, "data_wait_s": 1.0, "step_s": 3.0}, {"epoch": 1, "data_wait_s": 0.0, "step_s": 96.0}]
+    ).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [3, 96, 1, 0]
+    assert [bar.get_y() for bar in axes.patches] == [0, 0, 3, 96]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes.patches[:2]] == [1, 2]
+    assert title(axes) == "Waiting for data took 1.0% of 1 min 40 s"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_one_epoch_is_enough(seconds):
+    axes = plots.step_time([{"epoch": 4, "data_wait_s": 0.0, "step_s": seconds}]).axes[0]
+    assert axes.get_xlim() == (4.2, 5.8) and len(axes.patches) == 2
+
+
+def test_step_parts_stack_the_wait_on_the_step():
+    rows = {"raw": {"step_ms": 30.0, "wait_ms": 10.0}, "shards": {"step_ms": 19.0, "wait_ms": 1.0}}
+    axes = plots.step_parts(rows).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [30, 19, 10, 1] and [bar.get_x() for bar in axes.patches[2:]] == [30, 19]
+    assert [text.get_text() for text in axes.texts] == ["40 ms, 25% waiting", "20 ms, 5% waiting"]
+    assert "shards: 2.0 times as fast as raw" in axes.get_title(loc="left")
+
+
+# --- losses
+
+
+def records(values, name="loss"):
+    return [{"step": step + 1, name: value} for step, value in enumerate(values)]
 
 
 def test_loss_curves_draw_every_record_and_the_median():
@@ -24,8 +90,9 @@ def test_loss_curves_draw_every_record_and_the_median():
 
 
 def test_the_median_shrinks_at_the_ends():
-    values = np.array([5.0, 1.0, 3.0, 2.0])
-    assert plots.training._running_median(values, half=1).tolist() == [3, 3, 2, 2.5]
+    values = [5.0, 1.0] + [3.0] * 36 + [3.0, 2.0]  # 40 records: medians of up to one neighbour on either side
+    smooth = plots.loss_curves({"a": records(values)}).axes[0].lines[1].get_ydata()
+    assert [smooth[0], smooth[1], smooth[-2], smooth[-1]] == [3, 3, 3, 2.5]
 
 
 @pytest.mark.parametrize(
