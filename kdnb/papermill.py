@@ -74,19 +74,21 @@ def main(arguments: list[str] | None = None) -> int:
     from papermill.cli import papermill as command
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    with tempfile.TemporaryDirectory(dir=_short_folder()) as folder:
+    short = None if len(tempfile.gettempdir()) < 70 else "/tmp"  # a socket's path may have about 100 letters
+    with tempfile.TemporaryDirectory(dir=short) as folder:
         _use_sockets(Path(folder))
         try:
             context = command.make_context("python -m kdnb.papermill", list(arguments))
+            kept = Path(context.params["output_path"] or "out.ipynb")
+            if distributed.rank() > 0:
+                os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
+                context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False, "log_output": False}
+            code = _run(command, context)
         except Exit as done:  # --help
             return done.exit_code
-        except ClickException as error:
-            return _refuse(error)
-        kept = Path(context.params["output_path"] or "out.ipynb")
-        if distributed.rank() > 0:
-            os.environ["KDNB_PROGRESS"] = "none"  # which the kernel inherits
-            context.params |= {"output_path": str(Path(folder) / "out.ipynb"), "progress_bar": False, "log_output": False}
-        code = _run(command, context)
+        except ClickException as error:  # what is wrong with the command line
+            error.show()
+            return error.exit_code
         written = Path(context.params["output_path"] or "")
         if distributed.rank() > 0 and code not in (0, os.EX_TEMPFAIL) and written.is_file():
             shutil.copyfile(written, kept.with_name(f"{kept.stem}.rank{distributed.rank()}{kept.suffix}"))
@@ -111,11 +113,6 @@ def _use_sockets(folder: Path):
     papermill_engines.register(None, SocketEngine)
 
 
-def _short_folder() -> str | None:
-    """Where to put sockets, whose paths may have about 100 letters: the usual place (None), or /tmp."""
-    return None if len(tempfile.gettempdir()) < 70 else "/tmp"
-
-
 def _run(command, context) -> int:
     """Execute the notebook; hand signals on to its kernel meanwhile, and turn what went wrong into a line and a code."""
     from click.exceptions import ClickException
@@ -126,8 +123,8 @@ def _run(command, context) -> int:
     try:
         with context:
             command.invoke(context)
-    except ClickException as error:
-        return _refuse(error)
+    except ClickException:
+        raise
     except PapermillExecutionError as error:
         if error.ename == "Preempted":
             return _say(os.EX_TEMPFAIL, error.evalue)
@@ -147,12 +144,6 @@ def _run(command, context) -> int:
             signal.signal(number, handler)
         forward.timer.cancel()
     return 0
-
-
-def _refuse(error) -> int:
-    """Say what is wrong with the command line."""
-    error.show()
-    return error.exit_code
 
 
 class _Forward:
