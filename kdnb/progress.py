@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 _EVERY_S = {"widgets": 0.5, "text": 5.0, "none": math.inf}  # seconds between two drawings
 _MAX_SHARE = 0.04  # of the time may go into drawing: a slow machine draws less often
-_MAX_POINTS = 400  # of the curve, however long the work; an even number
+_MAX_POINTS = 400  # of the curve, however long the work
 
 
 class Display:
@@ -54,7 +54,6 @@ class Display:
         self._marks: deque[tuple[float, int]] = deque(maxlen=20)  # ... of the last drawings: the speed of late
         self._widgets = _Widgets(unit, curve) if self.mode == "widgets" else None
         self.box = self._widgets.box if self._widgets else None
-        self._curve_name, self._curve = (curve, Curve()) if self._widgets else (None, None)
         self._clock, self._begun = clock, clock()
         self._due = self._begun + _EVERY_S[self.mode]
 
@@ -71,8 +70,8 @@ class Display:
         if self._first is None:
             self._first = (now, done)
             self._marks.append(self._first)
-        if self._curve_name in info:
-            self._curve.add(done, info[self._curve_name])
+        if self._widgets:
+            self._widgets.add(done, info)
         if now >= self._due and not self._closed:
             self._show(self._line(self._marks[0], now))
             self._marks.append((now, done))
@@ -101,7 +100,7 @@ class Display:
         if self.mode == "text":
             print(f"{self.title}: {line}", flush=True)
         elif self._widgets:
-            self._widgets.show(f"{self.title}: {line}", self._done or 0, self.total, self._curve)
+            self._widgets.show(f"{self.title}: {line}", self._done or 0, self.total)
 
     def _line(self, since: tuple[float, int] | None, now: float, *, ended: str | None = None) -> str:
         """`step 120/500 | 38.2 steps/s | 10 s left | loss 0.412`, with the speed since (time, done); or how it `ended`."""
@@ -119,25 +118,11 @@ class Display:
         return " | ".join(parts + [_named(name, value) for name, value in info.items()])
 
 
-class Curve:
-    """At most `_MAX_POINTS` points of a series of any length: each is the mean of `stride` values in a row."""
-
-    def __init__(self):
-        self.x, self.y, self.stride, self._sum, self._count = [], [], 1, 0.0, 0
-
-    def add(self, x: float, y: float):
-        """Append a value; one that is not finite is left out."""
-        if y is None or not math.isfinite(y):
-            return
-        self._sum, self._count = self._sum + y, self._count + 1
-        if self._count == self.stride:
-            self.x.append(x)
-            self.y.append(self._sum / self._count)
-            self._sum, self._count = 0.0, 0
-            if len(self.x) == _MAX_POINTS:
-                self.x = self.x[1::2]
-                self.y = [(a + b) / 2 for a, b in zip(self.y[::2], self.y[1::2], strict=True)]
-                self.stride *= 2
+def thin_out(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    """At most `_MAX_POINTS` points of a series of any length: each is the mean of equally many values in a row."""
+    stride = max(1, -(-len(x) // _MAX_POINTS))
+    ends = range(stride, len(x) + 1, stride)
+    return [x[end - 1] for end in ends], [sum(y[end - stride : end]) / stride for end in ends]
 
 
 class _Widgets:
@@ -153,6 +138,7 @@ class _Widgets:
         self.box = ipywidgets.VBox([self.bar, self.line, self.image])
         self.box.add_class("kdnb-progress")
         display(self.box)
+        self.curve, self.x, self.y = curve, [], []
         if curve is not None:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
@@ -166,11 +152,18 @@ class _Widgets:
             axes.locator_params(nbins=6)
             axes.plot([], [], color="#0072B2", linewidth=1.5)
 
-    def show(self, line: str, done: int, total: int | None, curve: Curve):
+    def add(self, done: int, info: dict):
+        """Append the named value to the curve; one that is not finite is left out."""
+        value = info.get(self.curve)
+        if value is not None and math.isfinite(value):
+            self.x.append(done)
+            self.y.append(value)
+
+    def show(self, line: str, done: int, total: int | None):
         self.bar.max, self.bar.value = float(total or 1), float(min(done, total)) if total else 0.0
         self.line.value = f'<span style="font-variant-numeric: tabular-nums">{html.escape(line)}</span>'
-        if len(curve.x) > 1:
-            self.image.value = self._picture(curve)
+        if len(self.x) > 1:
+            self.image.value = self._picture()
             self.image.layout.display = None
 
     def end(self, style: str):
@@ -180,9 +173,9 @@ class _Widgets:
             self.bar.value = self.bar.max
         self.box.add_class("kdnb-done")
 
-    def _picture(self, curve: Curve) -> bytes:
+    def _picture(self) -> bytes:
         axes, file = self._canvas.figure.axes[0], io.BytesIO()
-        axes.lines[0].set_data(curve.x, curve.y)
+        axes.lines[0].set_data(*thin_out(self.x, self.y))
         axes.relim()
         axes.autoscale_view()
         self._canvas.print_png(file, pil_kwargs={"compress_level": 1})

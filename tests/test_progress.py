@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from kdnb.progress import Curve, Display, choose_mode, format_bytes, format_duration, format_number
+from kdnb.progress import Display, choose_mode, format_bytes, format_duration, format_number, thin_out
 
 
 class Clock:
@@ -200,12 +200,18 @@ def test_widgets_without_a_total_fill_the_bar_at_the_end(mode):
 
 
 def test_the_curve_is_bounded_and_keeps_the_means():
-    curve = Curve()
-    for x in range(1, 4001):
-        curve.add(x, float(x))
-        curve.add(x, math.nan)
-    assert curve.stride == 16 and len(curve.x) == len(curve.y) == 250
-    assert curve.x[:2] == [16, 32] and curve.y[:2] == [8.5, 24.5]  # means of 1..16 and 17..32
+    x, y = thin_out(list(range(1, 4002)), [float(value) for value in range(1, 4002)])
+    assert len(x) == len(y) == 363 and x[:2] == [11, 22] and y[:2] == [6, 17]  # means of 1..11 and 12..22
+    assert thin_out([1, 2], [0.5, 0.25]) == ([1, 2], [0.5, 0.25])
+
+
+def test_the_curve_leaves_out_what_is_not_finite(mode):
+    mode("widgets")
+    display = Display(3, title="t", curve="loss")
+    for step, loss in enumerate((math.nan, 0.5, math.inf), 1):
+        display.update(step, loss=loss)
+    display.close()
+    assert display.box.children[2].layout.display == "none"  # one point is no curve
 
 
 def test_who_is_watching_decides(monkeypatch):
