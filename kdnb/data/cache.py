@@ -31,7 +31,7 @@ _PREPROCESSING = ("format", "image_size", "resize", "storage", "mean", "std", "s
 CACHE_KEYS = ("format", "fingerprint", "source", *_PREPROCESSING[1:], "classes", "labelled")
 _ENTRY_KEYS = {"number", "file", "rows", "bytes", "sha256", "unreadable"}
 _SHARD_NAME = re.compile(r"images_shard_(\d{5,})\.pt")
-_PART_INDEX_NAME = re.compile(r"index_part_(\d+)_of_(\d+)\.json")
+_PART_INDEX_NAME = re.compile(r"index_part_\d+_of_\d+\.json")
 _log = logging.getLogger(__name__)
 
 
@@ -246,7 +246,8 @@ def rebuild_index(folder: str | Path) -> dict:
     Raises:
         FileNotFoundError: no usable shard. ValueError: shards of different caches lie in the folder.
     """
-    facts, entries = None, []
+    facts: dict = {}
+    entries: list[dict] = []
     for path in find_shards(folder).values():
         try:
             entry, meta = adopt_shard(path)
@@ -260,7 +261,7 @@ def rebuild_index(folder: str | Path) -> dict:
                 "move the shards that do not belong here to another folder."
             )
         entries.append(entry)
-    if facts is None:
+    if not facts:
         raise FileNotFoundError(f"No usable shard ({shard_name(0)} ...) in {folder}; make the cache with precompute.")
     index = {**facts, "num_images": entries[-1]["number"] * facts["shard_size"] + covered(entries[-1]), "shards": entries}
     write_index(folder, index)
@@ -297,7 +298,7 @@ def part_indexes(folder: Path) -> dict[Path, dict]:
 
 def number_of_parts(path: Path) -> int:
     """How many jobs the one that wrote `path`, from `part_index`, knew of."""
-    return int(_PART_INDEX_NAME.fullmatch(path.name)[2])
+    return int(path.stem.rpartition("_")[2])
 
 
 def missing(folder: str | Path) -> list[Fault] | None:

@@ -64,15 +64,15 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            said = "cannot be written any further: its disk is full, or a quota is used up. The shards stored so far are "
-            said += "complete and stay usable; free some space and run precompute again, it goes on from there"
+            fault = "cannot be written any further: its disk is full, or a quota is used up. The shards stored so far are "
+            fault += "complete and stay usable; free some space and run precompute again, it goes on from there"
         elif error.errno in _READ_ONLY:
-            said = "is read-only for this user; choose another cache_dir"
+            fault = "is read-only for this user; choose another cache_dir"
         elif isinstance(error, FileExistsError | NotADirectoryError):
-            said = "is a file, or lies below one; choose a folder as cache_dir"
+            fault = "is a file, or lies below one; choose a folder as cache_dir"
         else:
-            said = f"cannot be written: {error.strerror or error}"
-        raise CacheError(f"{folder} {said}.") from error
+            fault = f"cannot be written: {error.strerror or error}"
+        raise CacheError(f"{folder} {fault}.") from error
 
 
 @contextlib.contextmanager
@@ -135,7 +135,8 @@ class CacheWriter:
         permutation_seed: int | None, verify: bool, part: int, parts: int,
     ):  # fmt: skip
         self.source, self.folder, self.part, self.parts = source, folder, part, parts
-        self._on_disk, self._listed = None, None  # the index, and this job's list, as they are on the disk
+        self._on_disk: dict | None = None  # the index as it is on the disk
+        self._listed: dict | None = None  # ... and this job's list
         with contextlib.suppress(FileNotFoundError):
             try:
                 self._on_disk = read_index(folder)
@@ -143,12 +144,14 @@ class CacheWriter:
                 _log.warning("the index in %s is broken; it is rebuilt from the shards", folder)
         recorded = self._on_disk or self._first_meta()
         seed, self.note = self._order(permutation_seed, recorded)
-        sizes = {"image_size": image_size, "resize": resize, "shard_size": cache_shard_size}
-        self.facts = cache_facts(source, storage=storage, permutation_seed=seed, **sizes)
+        sizes = {"image_size": image_size, "shard_size": cache_shard_size}
+        self.facts = cache_facts(source, **sizes, resize=resize, storage=storage, permutation_seed=seed)
         if recorded is not None:
             self._go_on_with(folder, recorded)
         entries = self._whole_shards(verify)
-        self.known = source.num_images if source.num_images is not None else (self._on_disk or {}).get("source_images")
+        self.known: int | None = (
+            source.num_images if source.num_images is not None else (self._on_disk or {}).get("source_images")
+        )
         self.total = min((limit for limit in (self.known, max_samples) if limit is not None), default=None)
         self.entries = entries
         if self.total is not None and self.stored_until() > self.total:
@@ -231,7 +234,7 @@ class CacheWriter:
         return [number for number in range(self.part, self._count(), self.parts) if number not in self.entries]
 
     def _count(self) -> int:
-        return -(-self.total // self.facts["shard_size"])
+        return -(-(self.total or 0) // self.facts["shard_size"])
 
     def stored_until(self) -> int:
         """The position after the last one stored."""
@@ -269,7 +272,7 @@ class CacheWriter:
                 for number, images in itertools.groupby(decoded, key=lambda image: image[0][0] // size):
                     self._store(number, images, on_unreadable)
             if self.parts == 1 and (self.total is None or self.stored_until() < self.total):
-                self.total = self.known = self.stored_until()  # a stream has said by now how many there are
+                self.total = self.known = self.stored_until()  # the stream has ended
         self.save()
         if self.parts > 1:  # the last job writes the index
             lists = part_indexes(self.folder).values()
@@ -321,13 +324,15 @@ class CacheWriter:
         if self._pixels is None:
             side = self.facts["image_size"]
             self._pixels = torch.empty((self.planned(number), 3, side, side), dtype=torch.uint8)
-        pixels, ids, labels, unreadable = self._pixels.numpy(), [], [], []
+        pixels, unreadable = self._pixels.numpy(), []
+        ids: list[int] = []
+        labels: list[int | None] = []
         for (_, row, label), image in images:
             if isinstance(image, str):
-                said = f"image {row} of {self.source.name} cannot be read ({image})"
+                fault = f"image {row} of {self.source.name} cannot be read ({image})"
                 if on_unreadable == "refuse":
-                    raise UnreadableImage(f"{said}; with on_unreadable 'skip' such images are left out and listed.")
-                _log.warning("%s and is left out", said)
+                    raise UnreadableImage(f"{fault}; with on_unreadable 'skip' such images are left out and listed.")
+                _log.warning("%s and is left out", fault)
                 unreadable.append(row)
             else:
                 pixels[len(ids)] = image

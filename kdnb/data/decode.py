@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
@@ -83,7 +83,10 @@ def resize(image: Image.Image, size: int, mode: str) -> np.ndarray:
     return np.asarray(_centre(image.resize((wide, high), Image.Resampling.BICUBIC), size, size))
 
 
-def decode_all(items: Iterable[tuple], size: int, mode: str, *, num_workers: int = 0) -> Iterator[tuple[tuple, np.ndarray | str]]:
+_Decoded = Generator[tuple[tuple, np.ndarray | str], None, None]
+
+
+def decode_all(items: Iterable[tuple], size: int, mode: str, *, num_workers: int = 0) -> _Decoded:
     """Decode the last element of each item: yields (rest of the item, uint8 [3, size, size] or why it cannot be read).
 
     Order and pixels do not depend on `num_workers`. `items` is read in this process, at most a few chunks ahead.

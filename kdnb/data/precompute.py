@@ -74,8 +74,8 @@ def precompute(
         >>> sorted(path.name for path in cache.iterdir())
         ['images_shard_00000.pt', 'index.json']
     """
-    given = {name: value for name, value in locals().items() if name in TABLE["precompute"] and name != "dataset"}
-    values, faults = convert_values(given, TABLE["precompute"])
+    arguments = {name: value for name, value in locals().items() if name in TABLE["precompute"] and name != "dataset"}
+    values, faults = convert_values(arguments, TABLE["precompute"])
     if faults:
         raise ParameterError("\n".join(faults))
     p, folder = SimpleNamespace(**values), anchored(cache_dir)

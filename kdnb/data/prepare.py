@@ -29,8 +29,9 @@ def held_out_batches(
     """All images of `eval_split`, labelled, of the size of the cache; None without a split or without labels."""
     if eval_split is None:
         return None
-    columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
-    source = open_source(dataset, split=eval_split, **columns)
+    source = open_source(
+        dataset, split=eval_split, image_column=image_column, label_column=label_column, streaming=streaming
+    )  # fmt: skip
     return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
 
 
@@ -40,8 +41,8 @@ def training_batches(
 ) -> BatchReader | None:  # fmt: skip
     """`count` labelled training images at most, with the names `classes`, at random: from the cache in `cache_dir` where it
     holds them, else cached now; None where `split` has no labels."""
-    columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
-    open_it = partial(open_source, dataset, split=split, **columns)
+    columns = {"image_column": image_column, "label_column": label_column}
+    open_it = partial(open_source, dataset, split=split, streaming=streaming, **columns)
     try:
         index = read_index(anchored(cache_dir))
     except (FileNotFoundError, ValueError):  # none, or a broken one
@@ -64,7 +65,7 @@ def drawn_batches(cache_dir: Path, count: int) -> BatchReader:
 def class_names(*readers: ShardReader) -> list[str]:
     """Names of the classes in labelled caches; numbers where the data has none."""
     names = readers[0].index["classes"]
-    return names or [str(number) for number in range(1 + max(int(reader.labels.max()) for reader in readers))]
+    return names or [str(n) for n in range(1 + max(int(reader.labels.max()) for reader in readers if reader.labels is not None))]
 
 
 def _enough(index: dict, count: int, *, permuted: bool) -> bool:
@@ -80,15 +81,17 @@ def _cached_batches(source, most: int | None, *, image_size: int, resize: str, n
         return None
     name = re.sub(r"\W+", "_", f"{source.name}_{image_size}_{resize}_{most or 'all'}_{source.fingerprint[:8]}")
     folder, streamed = anchored(STORE) / name, source.num_images is None
-    settings = {"image_size": image_size, "resize": resize, "max_samples": most, "num_workers": num_workers}
-    settings["permutation_seed"] = None if streamed else 0  # a source may be sorted by class
+    seed = None if streamed else 0  # a source may be sorted by class
     if streamed and most:
         print(f"{source.name} is streamed: its first {most:,} images are taken, not any {most:,}", flush=True)
     with distributed.rank_0_first(), contextlib.ExitStack() as watched:
-        lines = False
+        lines: Display | bool = False
         if streamed or min(most or source.num_images, source.num_images) > _QUICK:
             lines = watched.enter_context(Display(most or source.num_images, title=f"cache {source.name}", unit="image"))
-        precompute(source, folder, part=0, parts=1, progress=lines, **settings)
+        precompute(
+            source, folder, image_size=image_size, max_samples=most, resize=resize, permutation_seed=seed,
+            num_workers=num_workers, parts=1, progress=lines,
+        )  # fmt: skip
     return _batches(CachedTensorDataset(folder))
 
 
@@ -107,7 +110,7 @@ def ensure_cache(
         FileNotFoundError: no cache, with the command that makes one.
     """
     wanted = dict(locals())
-    folder, builtin, index = anchored(cache_dir), dataset == "digits", None
+    folder, builtin, index = anchored(cache_dir), dataset == "digits", {}
     try:
         index = read_index(folder)
         _refuse_other(index, wanted)
@@ -118,10 +121,12 @@ def ensure_cache(
         if not builtin:
             raise
     if builtin:  # also where there is an index: it may not list all shards yet, or be broken
-        sizes = {"image_size": image_size, "cache_shard_size": cache_shard_size, "resize": resize}
         with distributed.rank_0_first():
-            precompute(dataset, folder, split=split, part=0, parts=1, progress=False, **sizes)
-        index = read_index(folder)
+            precompute(
+                dataset, folder, split=split, image_size=image_size, cache_shard_size=cache_shard_size, resize=resize,
+                parts=1, progress=False,
+            )  # fmt: skip
+        return read_index(folder)
     return index
 
 

@@ -61,7 +61,7 @@ def open_source(
     dataset, path = str(dataset), anchored(dataset)
     files = _list_files(path) if path.is_dir() else []
     if dataset != "digits" and (not path.is_dir() or any(name.endswith(".parquet") for name in files)):
-        return _open_table(local_or_hub(dataset), split=split, **table)
+        return _open_table(local_or_hub(dataset), split, image_column, label_column, streaming)
     for name, value in table.items():
         if value:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
@@ -83,7 +83,7 @@ def is_local(dataset: str) -> bool:
 
 
 def source_names(dataset: str, split: str) -> set[str]:
-    """Names that the source of `open_source(dataset, split=split)` may have: a cache's source is told without opening it.
+    """Names that the source of `open_source(dataset, split=split)` may have: a cache's source is known without opening it.
 
     What is not on this disk may be a name on the Hub, or a path that is there on another machine.
     """
@@ -167,7 +167,7 @@ class FolderSource:
         return fingerprint_of(self, [[name, os.stat(f"{self._folder}/{name}").st_size] for name in self._files])
 
     def labels(self) -> np.ndarray:
-        number = {name: i for i, name in enumerate(self.classes)}
+        number = {name: i for i, name in enumerate(self.classes or [])}
         return np.array([number[name.split("/")[0]] for name in self._files], dtype=np.int64)
 
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
@@ -189,7 +189,7 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _open_table(
-    dataset: str, *, split: str, image_column: str | None, label_column: str | None, streaming: bool
+    dataset: str, split: str, image_column: str | None, label_column: str | None, streaming: bool
 ) -> "TableSource | StreamSource":
     """Images in the Parquet file or in the folder `dataset`, or on the Hub where there is neither."""
     import datasets
@@ -213,8 +213,9 @@ def _open_table(
     image_column, label_column = find_columns(dataset, rows.features, image_column, label_column)
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     folder = path.parent if path.is_file() else path if path.is_dir() else None
-    columns = {"image_column": image_column, "label_column": label_column, "folder": folder}
-    return StreamSource(rows, name, files=file_facts, **columns) if streaming else TableSource(rows, name, **columns)
+    if streaming:
+        return StreamSource(rows, name, image_column, label_column, folder, files=file_facts)
+    return TableSource(rows, name, image_column, label_column, folder)
 
 
 class _Rows:
@@ -268,9 +269,11 @@ class StreamSource(_Rows):
 
     num_images = None
 
-    def __init__(self, *rows, files: list | None, **columns):
-        super().__init__(*rows, **columns)
-        self._files, self._notes, self._rest = files, None, None
+    def __init__(self, *rows, files: list | None):
+        super().__init__(*rows)
+        self._files = files
+        self._notes: Path | None = None
+        self._rest: Iterator[Item] | None = None  # behind the first items
 
     @property
     def labelled(self) -> bool:
@@ -312,14 +315,14 @@ class StreamSource(_Rows):
         if start:
             again = f"; {start - first:,} images before it are read again" if start > first else ""
             print(f"{self.name}: going on at image {start:,}, {whole:,} of {files:,} files are skipped{again}", flush=True)
-        begun, told = time.monotonic(), False
+        begun, announced = time.monotonic(), False
         for number in range(whole, files):
             row = first
             for row, cells in enumerate(self._rows.shard(num_shards=files, index=number), first + 1):  # rows so far
                 if row > start:
                     yield self._item(row - 1, cells)
-                elif not told and time.monotonic() - begun > _PATIENCE:
-                    passed, told = row - first, True
+                elif not announced and time.monotonic() - begun > _PATIENCE:
+                    passed, announced = row - first, True
                     minutes = (start - row) * (time.monotonic() - begun) / passed / 60
                     print(f"{self.name}: about {minutes:.0f} minutes until image {start:,}", flush=True)
             self._note(number, row - first)
@@ -350,8 +353,8 @@ def fingerprint_of(source, facts: list, items: Iterable[Item] | None = None) -> 
     for row, encoded, label in items:
         if isinstance(encoded, Path):
             encoded = encoded.read_bytes() if encoded.is_file() else b""
-        content = hashlib.sha256(b"" if encoded is None else encoded).hexdigest()
-        seen.update(f"{row} {label} {content} ".encode())
+        content = encoded.tobytes() if isinstance(encoded, np.ndarray) else encoded or b""
+        seen.update(f"{row} {label} {hashlib.sha256(content).hexdigest()} ".encode())
     return seen.hexdigest()
 
 

@@ -38,18 +38,18 @@ def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, 
     splits = builder.config.data_files or builder.info.splits or {}
     if split not in splits:
         raise ValueError(no_split(dataset, split, splits))
-    whole, told = Path(builder.cache_dir), None
+    whole, file_facts = Path(builder.cache_dir), None
     if builder.config.data_files and (streaming or not (whole / "dataset_info.json").exists()):
         mine = splits[split]
-        told = [list(mine), list(mine.origin_metadata)]
+        file_facts = [list(mine), list(mine.origin_metadata)]
         builder.config.data_files = type(splits)({split: mine})
         builder.info.size_in_bytes = None  # of all splits, for which the disk may have no room
         if len(splits) > 1:  # beside the copy that `datasets` makes of all splits
             whole = whole.parents[1].with_name(f"{whole.parents[1].name}-{split}") / whole.parent.name / whole.name
     if streaming:
-        return ask(dataset, _stream, builder, split, columns), told
+        return ask(dataset, _stream, builder, split, columns), file_facts
     ask(dataset, builder.download_and_prepare, str(whole), verification_mode="no_checks")
-    return _select(ask(dataset, builder.as_dataset, split), columns), told
+    return _select(ask(dataset, builder.as_dataset, split), columns), file_facts
 
 
 def no_split(dataset: str, split: str, splits) -> str:
