@@ -1,0 +1,1 @@
+"""From raw images to batches: sources, shards on the disk, the order of an epoch, loaders and views."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdnb.data.cache import read_index, verify
+from kdnb import distributed
+from kdnb.data.cache import missing, read_index, verify
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
 
@@ -97,6 +98,16 @@ def test_a_shard_that_was_altered_after_all_was_done_is_made_again(tmp_path, exp
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     fill(tmp_path, 1, 2, verify=True)
     assert files(tmp_path) == expected
+
+
+def test_the_processes_of_one_run_share_the_shards(tmp_path, expected, monkeypatch):
+    left = []
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "barrier", lambda: left.append(len(missing(tmp_path) or [])))
+    for rank in (2, 0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert fill(tmp_path, parts=None) == tmp_path
+    assert left == [10, 5, 0] and files(tmp_path) == expected
 
 
 JOB = """
