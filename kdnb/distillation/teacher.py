@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Teacher:
     head_is_random: bool
     num_parameters: int
     fingerprint: str  # of its weights, where outputs are stored, else ""
-    build: Callable[[], FeatureModel]  # loads the model
+    build: partial[FeatureModel]  # loads the model
     cache_dir: Path | None  # teacher_feature_dir where outputs are stored, else None
     output_settings: dict  # what stored outputs depend on, beside weights, images and views
     model: FeatureModel | None = None
@@ -56,7 +57,7 @@ class Teacher:
             self.model = self.build()
             if weights_fingerprint(self.model) != self.fingerprint:
                 raise ValueError("the teacher has other weights than when its outputs were stored, but the same name, size and "
-                                 f"time; delete {self.cache_dir / 'known_teachers'}.")  # fmt: skip
+                                 "time; delete known_teachers/ in teacher_feature_dir.")  # fmt: skip
         return self.model
 
     @property
@@ -109,7 +110,7 @@ def open_teacher(
     Raises:
         ValueError: outputs that cannot be stored as the parameters say; and what `load_teacher` raises.
     """
-    arguments = {"teacher": teacher, "teacher_args": teacher_args or {}, "teacher_checkpoint": teacher_checkpoint}
+    arguments: dict[str, Any] = {"teacher": teacher, "teacher_args": teacher_args or {}, "teacher_checkpoint": teacher_checkpoint}
     arguments |= {"feature_layers": list(feature_layers), "teacher_tokens": teacher_tokens}
     build = partial(teacher_model.build_teacher, **arguments)
     cache_dir = anchored(teacher_feature_dir) if cache_teacher_features else None
@@ -144,11 +145,16 @@ def build_teacher_call(teacher: Teacher, loader, views) -> "LiveTeacher | Cached
     """
     if teacher.cache_dir is None:
         return LiveTeacher(teacher.load())
-    repeats = getattr(views, "repeats", 1 if isinstance(views, CleanTransform) else None)
+    kind = "clean" if isinstance(views, CleanTransform | RepeatedViews) else type(views).__name__
     raw = isinstance(loader.dataset, RawImageDataset)
-    require_recurring_views(augmentation=type(views).__name__, teacher_views=repeats, use_cached=not raw)
-    store, order = _open_cache(teacher, loader.dataset.reader, views, repeats), loader.dataset.order
-    positions = order.epoch(0) if order.regime == "fixed" else np.arange(len(store.reader))
+    require_recurring_views(augmentation=kind, teacher_views=None, use_cached=not raw)
+    reader, order = loader.dataset.reader, loader.dataset.order
+    facts = {"teacher": teacher.fingerprint, "images": reader.index["fingerprint"]} | teacher.output_settings
+    facts["views"] = _describe(views) | teacher.normalisation  # what enters the teacher's first layer
+    folder, codec = teacher.cache_dir / hash_of(facts, length=20), teacher.codec()
+    repeats = views.repeats if isinstance(views, RepeatedViews) else 1
+    store = TeacherCache(folder, reader, row=codec.row, num_views=repeats * views.num_global, facts=facts)
+    positions = order.epoch(0) if order.regime == "fixed" else np.arange(len(reader))
     needed, free = store.bytes_needed(positions), shutil.disk_usage(store.folder).free
     count = f"{len(positions):,} images x {store.num_views} views x {store.row.itemsize:,} bytes"
     if needed > free:
@@ -157,7 +163,7 @@ def build_teacher_call(teacher: Teacher, loader, views) -> "LiveTeacher | Cached
     stored = np.mean([store.present(positions, view).mean() for view in range(store.num_views)])
     room = f"{format_bytes(needed)} to write, {format_bytes(free)} free"
     print(f"teacher outputs: {count}, {stored:.0%} stored; {room}", flush=True)
-    return CachedTeacher(store, teacher.codec(), teacher.load, repeats=repeats)
+    return CachedTeacher(store, codec, teacher.load, repeats=repeats)
 
 
 def require_recurring_views(
@@ -228,19 +234,11 @@ class CachedTeacher:
         return outputs
 
 
-def _open_cache(teacher: Teacher, reader, views, repeats: int) -> TeacherCache:
-    """The stored outputs of `teacher` for these images and views."""
-    facts = {"teacher": teacher.fingerprint, "images": reader.index["fingerprint"]} | teacher.output_settings
-    facts["views"] = _describe(views) | teacher.normalisation  # what enters the teacher's first layer
-    folder = teacher.cache_dir / hash_of(facts, length=20)
-    return TeacherCache(folder, reader, row=teacher.codec().row, num_views=repeats * views.num_global, facts=facts)
-
-
 def _describe(views) -> dict:
     """What decides on the teacher's views: the transform's class and settings, without the crops that only the student sees."""
     if isinstance(views, RepeatedViews):
         return _describe(views.transform) | {"repeats": views.repeats}
-    if not is_dataclass(views):
+    if not is_dataclass(views) or isinstance(views, type):
         raise TypeError(f"views is a {type(views).__name__}, but only a dataclass tells all of its settings.")
     settings = {name: value for name, value in asdict(views).items() if name not in _LOCAL}
     return {"class": type(views).__name__} | settings

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.nn import functional as F
 
@@ -16,7 +17,13 @@ from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, build_model, freeze, required_size
 from kdnb.runs import Run, anchored, local_or_hub, set_seed
 
-_BUILTIN = {"model": "cifar_resnet8", "epochs": 10, "batch_size": 48, "learning_rate": 1e-2, "label_smoothing": 0.1}
+_BUILTIN: dict[str, Any] = {
+    "model": "cifar_resnet8",
+    "epochs": 10,
+    "batch_size": 48,
+    "learning_rate": 1e-2,
+    "label_smoothing": 0.1,
+}
 
 
 def load_teacher(
@@ -91,7 +98,9 @@ def _train_on_digits(run: Run):
     """The loop of distillation, with labels in the place of a teacher."""
     set_seed(0)
     digits = open_source("digits", split="train")
-    images = RawImageDataset(digits, image_size=32, resize="crop", order=Order(shard_sizes=(digits.num_images,), shuffle="all"))
+    images = RawImageDataset(
+        digits, image_size=32, resize="crop", order=Order(shard_sizes=(len(digits.labels()),), shuffle="all")
+    )
     history = train(
         FeatureModel(build_model(_BUILTIN["model"], num_classes=10)),
         lambda views, batch: [],

@@ -74,7 +74,7 @@ class TeacherCache:
     def write(self, ids: np.ndarray, view: int, rows: np.ndarray):
         """Store the rows [B] of the images `ids`; a row that is there already is written over with the same output."""
         for shard, at, inside in self._by_shard(self._positions_of(ids)):
-            self._file(view, shard, make=True).put(inside, rows[at])
+            self._open_file(view, shard).put(inside, rows[at])
 
     def present(self, positions: np.ndarray, view: int) -> np.ndarray:
         """Which positions of the image cache have an output for `view`, bool [N]; records only, no row is read."""
@@ -126,12 +126,15 @@ class TeacherCache:
         number = self.reader.index["shards"][shard]["number"]
         return self.folder / f"view_{view:03d}" / f"answers_shard_{number:05d}.bin"
 
-    def _file(self, view: int, shard: int, *, make: bool = False) -> "_OutputFile | None":
+    def _file(self, view: int, shard: int) -> "_OutputFile | None":
+        exists = (view, shard) in self._open or self._path(view, shard).exists()
+        return self._open_file(view, shard) if exists else None
+
+    def _open_file(self, view: int, shard: int) -> "_OutputFile":
+        """The file, made where it is missing."""
         key = (view, shard)
         if key not in self._open:
             path = self._path(view, shard)
-            if not path.exists() and not make:
-                return None
             capacity, count = self.reader.index["shard_size"], self.reader.shard_sizes[shard]
             with writing(self.folder):
                 self._open[key] = _OutputFile(path, self.row, capacity, count, self._facts | {"view": view})
@@ -189,7 +192,7 @@ def _layout(capacity: int, row_bytes: int, count: int) -> tuple[int, int]:
 
 def _checksums(rows: np.ndarray) -> np.ndarray:
     """CRC-32 of each row, uint64 [n]."""
-    data, size = memoryview(np.ascontiguousarray(rows).view(np.uint8)), rows.dtype.itemsize
+    data, size = np.ascontiguousarray(rows).view(np.uint8).data, rows.dtype.itemsize
     return np.fromiter((zlib.crc32(data[at : at + size]) for at in range(0, len(data), size)), np.uint64, len(rows))
 
 
@@ -255,18 +258,19 @@ class OutputCodec:
         if top_k is not None and not 1 <= top_k < num_classes:
             raise ValueError(f"teacher_top_k is {top_k}, but the teacher has {num_classes} classes; choose fewer.")
         kind = {"float16": "<f2", "float32": "<f4"}[storage]
-        parts = [("features", kind, (feature_dim,))]
+        parts: list[tuple] = [("features", kind, (feature_dim,))]
         if top_k is not None:
             parts += [("top", kind, (top_k,)), ("classes", "<i4", (top_k,)), ("rest", kind, (1,))]
         elif num_classes:
             parts += [("logits", kind, (num_classes,))]
         parts += [(f"layer{number}", kind, (width,)) for number, width in enumerate(layer_dims)]
         parts += [("tokens", kind, tuple(token_shape))] if token_shape else []
-        self.row, self.num_classes, self.num_layers, self.top_k = np.dtype(parts), num_classes, len(layer_dims), top_k
+        self.row, self.names = np.dtype(parts), [name for name, *_ in parts]
+        self.num_classes, self.num_layers, self.top_k = num_classes, len(layer_dims), top_k
 
     def encode(self, outputs: dict) -> np.ndarray:
         """Rows [B] of the outputs for B images. Raises ValueError for a number that the format cannot hold."""
-        parts = {name: outputs[name] for name in ("features", "logits", "tokens") if name in self.row.names}
+        parts = {name: outputs[name] for name in ("features", "logits", "tokens") if name in self.names}
         if self.top_k is not None:
             top, classes = (part.cpu() for part in outputs["logits"].float().log_softmax(-1).topk(self.top_k))
             rest = (1 - top.double().exp().sum(-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
@@ -288,7 +292,7 @@ class OutputCodec:
         def part(name: str) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(rows[name])).to(device, non_blocking=True).float()
 
-        outputs = {name: part(name) for name in ("features", "logits", "tokens") if name in self.row.names}
+        outputs: dict = {name: part(name) for name in ("features", "logits", "tokens") if name in self.names}
         if self.top_k is not None:
             spread = part("rest") - math.log(self.num_classes - self.top_k)
             classes = torch.from_numpy(rows["classes"].astype(np.int64)).to(device)

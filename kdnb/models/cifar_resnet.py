@@ -40,6 +40,10 @@ class CifarResNet(nn.Module):
     `width` is the number of channels of the first stage, 16 in the paper; each stage doubles it.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+
     def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0, width: int = 16):
         super().__init__()
         blocks, widths = (depth - 2) // 6, (width, 2 * width, 4 * width)

@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from operator import methodcaller
 from pathlib import Path
 
-from torch import nn
-
 from kdnb.files import write_atomically
+from kdnb.models.weights import TimmModel
 
 # Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
 _FACTS = (
@@ -43,7 +43,7 @@ import timm
 """
 
 
-def save_model(model: nn.Module, folder: str | Path, *, card: str | None = None, **inputs):
+def save_model(model: TimmModel, folder: str | Path, *, card: str | None = None, **inputs):
     """Write a timm model as config.json and model.safetensors, and `card` as README.md; replaces an older folder.
 
     The configuration says what is known of these weights: nothing of the origin, tag or licence of others that the architecture
@@ -88,7 +88,7 @@ def write_folder(folder: str | Path, fill: Callable[[Path], None], *, card: str 
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_model(folder: str | Path, **settings) -> nn.Module:
+def load_model(folder: str | Path, **settings) -> TimmModel:
     """The timm model that `save_model` wrote to `folder`; `settings` replace arguments that it was built with.
 
     A head of another width (`num_classes`) starts at random, and `head_is_random` says so.
@@ -113,7 +113,7 @@ def describe_regime(parameters: Mapping) -> str:
     """Which images an epoch visits, in words, from a training notebook's parameters."""
     if "fixed_shards" in parameters:
         return f"fixed: the same {parameters['fixed_shards']} shards each epoch ({parameters['fixed_choice']})"
-    drawn = {"independent": "independently", "dealt": "without replacement (dealt)"}.get(parameters.get("draw"))
+    drawn = {"independent": "independently", "dealt": "without replacement (dealt)"}.get(str(parameters.get("draw")))
     if parameters.get("samples_per_epoch"):
         return f"random: {parameters['samples_per_epoch']:,} images each epoch, drawn {drawn}"
     if parameters.get("shards_per_epoch"):
@@ -166,4 +166,4 @@ def write_cards(folder: Path, config: Mapping, summary: Mapping):
         if (folder / name).is_dir():
             inputs = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
             card = model_card(config, summary, inputs).encode()
-            write_atomically(folder / name / "README.md", lambda file, card=card: file.write(card))
+            write_atomically(folder / name / "README.md", methodcaller("write", card))

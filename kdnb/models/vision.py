@@ -9,13 +9,16 @@ import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from kdnb.models.folder import load_model
-from kdnb.models.weights import IMAGENET, head_width, load_weights, read_weights, rounded
+from kdnb.models.weights import IMAGENET, TimmModel, head_width, load_weights, read_weights, rounded
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_model(
@@ -27,7 +30,7 @@ def build_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     **kwargs,
-) -> nn.Module:
+) -> TimmModel:
     """A timm model.
 
     Args:
@@ -57,7 +60,8 @@ def build_model(
         raise ValueError(f"{wrong[0]} of {name} is {statistics[wrong[0]]}; allowed are three numbers, for RGB in [0, 1].")
     folder = _as_folder(name)
     settings = kwargs if num_classes is None else kwargs | {"num_classes": num_classes}
-    state, recorded = (None, {}) if checkpoint is None else read_weights(Path(checkpoint))
+    path = None if checkpoint is None else Path(checkpoint)
+    state, recorded = (None, {}) if path is None else read_weights(path)
     if state is not None and "num_classes" not in settings:
         settings = settings | head_width(name, state)
     pretrained = pretrained and folder is None and state is None
@@ -80,8 +84,8 @@ def build_model(
         model.head_is_random = model.num_classes > 0 and not filled
         of_timm = {"num_classes", *inspect.signature(timm.create_model).parameters}  # the rest makes the architecture
         model.kdnb_args = {key: value for key, value in settings.items() if key not in of_timm}
-    if state is not None:
-        model.head_is_random = load_weights(model, state, Path(checkpoint))
+    if path is not None and state is not None:
+        model.head_is_random = load_weights(model, state, path)
     model.pretrained_cfg = model.pretrained_cfg | recorded | statistics
     return model
 
@@ -140,7 +144,12 @@ class FeatureModel(nn.Module):
         feature_dim, num_classes, layer_dims, token_dim: widths of the outputs.
     """
 
-    def __init__(self, model: nn.Module, *, layers: Sequence[int] = (), tokens: bool = False, input_size: int | None = None):
+    model: TimmModel
+    mean: torch.Tensor
+    std: torch.Tensor
+    made_with: dict  # the parameters that name it, where `load_teacher` returned it
+
+    def __init__(self, model: TimmModel, *, layers: Sequence[int] = (), tokens: bool = False, input_size: int | None = None):
         super().__init__()
         for name, usual in IMAGENET.items():
             values = torch.tensor(getattr(model, "pretrained_cfg", {}).get(name, usual), dtype=torch.float32)
@@ -209,8 +218,10 @@ class Student(nn.Module):
         token_dim: width of the teacher's tokens, to imitate them, too; 0 leaves them out.
     """
 
+    made_with: dict  # the parameters that name it, where `build_student` returned it
+
     def __init__(
-        self, model: nn.Module, *, teacher_dim: int, layers: Sequence[int] = (), layer_dims: Sequence[int] = (),
+        self, model: TimmModel, *, teacher_dim: int, layers: Sequence[int] = (), layer_dims: Sequence[int] = (),
         token_dim: int = 0,
     ):  # fmt: skip
         super().__init__()
@@ -222,7 +233,7 @@ class Student(nn.Module):
         self.token_projection = nn.Linear(self.encoder.token_dim, token_dim) if token_dim else None
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> TimmModel:
         """The timm model."""
         return self.encoder.model
 
@@ -253,10 +264,10 @@ def required_size(model: nn.Module) -> int | None:
     return size[0] if size else None
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: M) -> M:
     """`model` in eval mode for good, without gradients: a later `train()` on it or on its parent changes nothing."""
     model.requires_grad_(False).eval()
-    model.train = partial(_stay_in_eval, model)  # an attribute of this one module, which copies and pickles with it
+    model.__dict__["train"] = partial(_stay_in_eval, model)  # of this one module, which copies and pickles with it
     return model
 
 

@@ -3,12 +3,14 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD
 
+TimmModel: TypeAlias = Any  # an nn.Module with timm's attributes: pretrained_cfg, num_classes, feature_info ...
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "student")  # where checkpoint files keep the weights
 _PREFIXES = ("module.", "_orig_mod.", "encoder.model.", "model.", "backbone.")
@@ -20,6 +22,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[f
     Raises FileNotFoundError, or ValueError where there are no weights.
     """
     require_checkpoint(path)
+    state: Any
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -68,7 +71,7 @@ def head_width(name: str, state: dict) -> dict:
     return {"num_classes": 0 if weight is None else len(weight)}
 
 
-def load_weights(model: nn.Module, state: dict, path: Path) -> bool:
+def load_weights(model: TimmModel, state: dict, path: Path) -> bool:
     """Load weights; everything but the head must fit. Returns whether the head was left at random."""
     expected = model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
@@ -77,8 +80,8 @@ def load_weights(model: nn.Module, state: dict, path: Path) -> bool:
     differing = {n: f"{n} {own} instead of {wanted}" for n, (own, wanted) in shapes.items() if own != wanted}
     missing = {n for n in expected.keys() - state.keys() if not n.endswith("num_batches_tracked")}
     faults = []
-    for kind, names in (("missing", missing), ("unexpected", state.keys() - expected), ("of another shape", differing)):
-        if names := sorted(n for n in names if not n.startswith(heads)):
+    for kind, affected in (("missing", missing), ("unexpected", state.keys() - expected), ("of another shape", differing)):
+        if names := sorted(n for n in affected if not n.startswith(heads)):
             examples = ", ".join(differing.get(n, n) for n in names[:5])
             faults.append(f"{len(names)} {kind}: {examples}{' ...' if len(names) > 5 else ''}")
     if faults:

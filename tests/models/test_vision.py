@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,17 +88,17 @@ def test_a_name_of_timm_is_not_a_folder_that_is_called_the_same(tmp_path, monkey
 
 
 @each_model
-def test_answers_have_the_documented_shapes(name, settings, size):
+def test_outputs_have_the_documented_shapes(name, settings, size):
     model = FeatureModel(build_model(name, **settings), layers=(0, 1)).eval()
     images = torch.randn(2, 3, size, size)
-    answer = model(images)
-    assert answer["features"].shape == (2, model.feature_dim)
-    assert [layer.shape for layer in answer["layers"]] == [(2, dim) for dim in model.layer_dims]
-    assert ("logits" in answer) == (settings["num_classes"] > 0)
-    if "logits" in answer:
-        assert torch.allclose(answer["logits"], model.model((images - model.mean) / model.std), atol=1e-5)
+    outputs = model(images)
+    assert outputs["features"].shape == (2, model.feature_dim)
+    assert [layer.shape for layer in outputs["layers"]] == [(2, dim) for dim in model.layer_dims]
+    assert ("logits" in outputs) == (settings["num_classes"] > 0)
+    if "logits" in outputs:
+        assert torch.allclose(outputs["logits"], model.model((images - model.mean) / model.std), atol=1e-5)
     plain = FeatureModel(model.model).eval()(images)
-    assert torch.allclose(plain["features"], answer["features"], atol=1e-6) and "layers" not in plain
+    assert torch.allclose(plain["features"], outputs["features"], atol=1e-6) and "layers" not in plain
 
 
 def test_layers_come_in_the_order_asked_for():
@@ -115,9 +114,9 @@ def test_layers_come_in_the_order_asked_for():
 
 def test_the_student_is_projected_to_the_teachers_widths():
     student = Student(build_model("vit_tiny_patch16_224", **SMALL_VIT), teacher_dim=7, layers=(0, 2), layer_dims=(3, 5))
-    answer = student(torch.randn(2, 3, 32, 32))
-    assert answer["features"].shape == (2, 7) and answer["embedding"].shape == (2, 64)
-    assert [layer.shape for layer in answer["layers"]] == [(2, 3), (2, 5)]
+    outputs = student(torch.randn(2, 3, 32, 32))
+    assert outputs["features"].shape == (2, 7) and outputs["embedding"].shape == (2, 64)
+    assert [layer.shape for layer in outputs["layers"]] == [(2, 3), (2, 5)]
     assert count_parameters(student) == count_parameters(student.model) + 65 * (7 + 3 + 5)
 
 
@@ -239,10 +238,10 @@ def test_the_projections_count_must_fit():
 def test_tokens_are_patches_or_positions(name, args, shape):
     model = freeze(FeatureModel(build_model(name, **args), tokens=True))
     images = torch.randn(2, 3, 32, 32)
-    answer = model(images)
-    assert answer["tokens"].shape == (2, *shape) and model.token_dim == shape[1]
+    outputs = model(images)
+    assert outputs["tokens"].shape == (2, *shape) and model.token_dim == shape[1]
     if name == "cifar_resnet8":  # its features are the mean over positions
-        assert torch.allclose(answer["tokens"].mean(1), answer["features"], atol=1e-5)
+        assert torch.allclose(outputs["tokens"].mean(1), outputs["features"], atol=1e-5)
     student = Student(build_model("cifar_resnet8", width=4), teacher_dim=8, token_dim=5)
     assert student(images)["tokens"].shape == (2, 64, 5)
 
@@ -293,9 +292,8 @@ def test_a_runs_checkpoint_says_what_it_was_trained_with(tmp_path):
 @pytest.mark.parametrize("name, settings", [("resnet10t", {}), ("vit_tiny_patch16_224", SMALL_VIT | {"img_size": 48})])
 def test_a_saved_student_tells_timm_how_to_prepare_its_images(tmp_path, name, settings, mode):
     """From a photograph to features: kdnb's own way, and that of a user who knows timm and the folder alone."""
-    p = SimpleNamespace(image_size=48, resize=mode)
     student = Student(build_model(name, **settings | {"num_classes": 0}), teacher_dim=3).eval()
-    save_student(p, student, tmp_path / "m")
+    save_student(student, tmp_path / "m", image_size=48, resize=mode)
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 131, 3), dtype=np.uint8))
     cached = torch.tensor(resize(photograph, 48, mode)).permute(2, 0, 1)[None]
     own = student(CleanTransform(size=48)(cached, torch.zeros(1, dtype=torch.int64), 0)[0])["embedding"]
