@@ -64,6 +64,7 @@ def test_labels_of_a_cache_and_of_raw_images_are_those_of_their_items(tmp_path):
     for data in (cached, raw):
         items = [item["label"].item() for item in data.__getitems__(range(297))]
         assert data.labels.tolist() == items and data.labels.dtype == np.int64 and data.classes == source.classes
+    assert raw.fingerprint == source.fingerprint and cached.fingerprint == cached.reader.index["fingerprint"]
     assert cached.labels.tolist() != source.labels().tolist()  # stored in another order
 
 
