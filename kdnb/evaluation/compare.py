@@ -204,5 +204,5 @@ def _check_logits(teacher: ModelReport, student: ModelReport):
         (n, c), (m, k) = teacher.logits.shape, student.logits.shape
         raise ValueError(
             f"the {teacher.name}'s logits have {n} rows and {c} classes, the {student.name}'s {m} rows and {k} classes; both "
-            "must answer for the same test rows and the same classes."
+            "must be of the same test rows and the same classes."
         )

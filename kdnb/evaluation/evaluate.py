@@ -40,11 +40,12 @@ def evaluate(
 
     Example:
         >>> import kdnb
-        >>> try:
-        ...     print(kdnb.evaluate("outputs/no_such_run"))
-        ... except FileNotFoundError as error:
-        ...     print(str(error).split(";")[-1])
-         give the folder of a run, as a training notebook or kdnb.distill writes it below outputs.
+        >>> cache = kdnb.precompute("digits", "cache_digits", image_size=32, max_samples=200, cache_shard_size=50)
+        >>> teacher = kdnb.load_teacher("builtin")
+        >>> student = kdnb.build_student("cifar_resnet8", teacher, width=4)
+        >>> run = kdnb.distill(student, teacher, cache, regime="fixed", fixed_shards=2, epochs=1, batch_size=50)
+        >>> [(line["model"], line["step"]) for line in kdnb.evaluate(run, probe_samples=200)]
+        [('raw pixels', 0), ('random student', 0), ('teacher', 0), ('student', 2)]
     """
     trained = open_run(run.folder if isinstance(run, Run) else run)
     data = {"dataset": dataset, "split": split, "eval_split": eval_split, "probe_samples": probe_samples}
@@ -151,7 +152,7 @@ def _line(scores: Scores, references: dict[str, Scores], **where) -> dict:
 def compare_to_teacher(run: TrainedRun, evaluator: Evaluator, scores: dict[str, Scores], folder: Path) -> dict:
     """Teacher and last student side by side, into `folder`: see `kdnb.evaluation.compare.compare_models`.
 
-    Each answers with its own head where that knows the data's classes, else with its probe.
+    Either predicts with its own head where that knows the data's classes, else with its probe.
     """
     models = {"teacher": load_teacher(run), "student": load_student(run, run.checkpoints[-1])}
     batch = next(iter(evaluator.test))

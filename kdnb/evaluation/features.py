@@ -143,7 +143,7 @@ def check_labels(labels: torch.Tensor | None, rows: int, num_classes: int | None
 
 
 def check_pair(train: Features, test: Features, num_classes: int | None) -> int:
-    """Refuse a pair that cannot be fitted and tested; returns the number of classes (from train, if not given)."""
+    """Refuse a pair that cannot be fitted and tested; returns the number of classes: `num_classes`, or as `train` has them."""
     for name, part in (("train", train), ("test", test)):
         check_features(part.features, name)
     if train.features.shape[1] != test.features.shape[1]:

@@ -1,4 +1,4 @@
-"""Two models side by side as one picture: what `kdnb.evaluation.compare.compare_models` found, or wrote as JSON."""
+"""Two models side by side as one picture: the results of `kdnb.evaluation.compare.compare_models`."""
 
 import math
 from collections.abc import Sequence

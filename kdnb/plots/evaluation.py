@@ -88,10 +88,10 @@ def confusion_matrix(confusion: torch.Tensor, *, classes: Sequence[str]):
     wrong = share.copy()
     np.fill_diagonal(wrong, 0)
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    found = "No test image is mistaken"
+    finding = "No test image is mistaken"
     if wrong.max() > 0:
-        found = f"Mistaken most: {classes[true]} for {classes[predicted]}, {wrong.max():.1%}"
-    set_title(axes, f"{found}; {np.trace(count.numpy()) / count.sum().item():.1%} right", width=58)
+        finding = f"Mistaken most: {classes[true]} for {classes[predicted]}, {wrong.max():.1%}"
+    set_title(axes, f"{finding}; {np.trace(count.numpy()) / count.sum().item():.1%} right", width=58)
     return figure
 
 
@@ -153,8 +153,8 @@ def differences(intervals: Mapping[str, tuple[float, float, float]], *, points: 
         axes.errorbar([mean], [number], xerr=whiskers, fmt="D", **look)
     axes.axvline(0, color="0.2", linewidth=1)
     clear = [name.replace("_", " ") for name, (_, low, high) in intervals.items() if low > 0 or high < 0]
-    found = f"Zero lies outside the interval of {', '.join(clear)}" if clear else "Every interval holds zero"
-    set_title(axes, f"{found} (diamonds: mean and 95% interval; dots: seeds)")
+    finding = f"Zero lies outside the interval of {', '.join(clear)}" if clear else "Every interval holds zero"
+    set_title(axes, f"{finding} (diamonds: mean and 95% interval; dots: seeds)")
     axes.set_yticks(range(len(intervals)), [name.replace("_", " ") for name in intervals])
     axes.set(xlabel=f"difference to {baseline.replace('_', ' ')}, points of accuracy", ylim=(len(intervals) - 0.4, -0.6))
     return figure
@@ -180,8 +180,8 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes).set_label(measure, size=11)
     error = np.sqrt(table.max() * (1 - table.max()) / examples)  # of a share of independent examples
-    found = f"Best: {table.max():.3f} ± {error:.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
-    set_title(axes, found, width=max(40, 12 * len(columns)))
+    finding = f"Best: {table.max():.3f} ± {error:.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
+    set_title(axes, finding, width=max(40, 12 * len(columns)))
     return figure
 
 
