@@ -88,7 +88,7 @@ def build_student(
         ValueError: an unknown name (with near ones), or an argument that the architecture does not know.
 
     Example:
-        >>> import kdnb
+        >>> import kdnb, torch
         >>> teacher = kdnb.load_teacher("builtin")
         >>> student = kdnb.build_student("cifar_resnet8", teacher, width=8)
         >>> {name: tuple(value.shape) for name, value in student(torch.rand(2, 3, 32, 32)).items()}
