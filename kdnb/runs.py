@@ -17,7 +17,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from kdnb import distributed
 from kdnb.distributed import find_device
@@ -51,6 +50,8 @@ def local_or_hub(name: str) -> str:
 
 def set_seed(seed: int):
     """Seed Python, NumPy and PyTorch."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that draw from the global state must be seeded, too
     torch.manual_seed(seed)
@@ -190,6 +191,8 @@ class Run:
         """Write checkpoints/step_<step>.pt atomically, then delete all but the newest `keep`; of several ranks, rank 0 does."""
         if distributed.rank() > 0:
             return
+        import torch
+
         path = self.folder / "checkpoints" / f"step_{step:08d}.pt"
         write_atomically(path, lambda file: torch.save(state, file))
         for old in self.checkpoints()[: -keep if keep else 0]:
@@ -200,6 +203,8 @@ class Run:
         paths = self.checkpoints()
         if not paths:
             return None
+        import torch
+
         try:
             return torch.load(paths[-1], map_location="cpu", weights_only=True)
         except Exception as error:
@@ -220,6 +225,8 @@ def environment_info() -> dict:
         revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None
+    import torch
+
     device = find_device()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,11 +99,14 @@ def only_writer(folder: Path, part: int, parts: int) -> Iterator[None]:
 
 
 def _wait_for_lock(held: int, folder: Path):
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{folder} is being filled by another process; waiting for it", flush=True)
-        fcntl.flock(held, fcntl.LOCK_EX)
+    """A line says so where it takes longer than a second."""
+    for _ in range(20):
+        try:
+            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+    print(f"{folder} is being filled by another process; waiting for it", flush=True)
+    fcntl.flock(held, fcntl.LOCK_EX)
 
 
 def check_parts(folder: Path, part: int, parts: int):

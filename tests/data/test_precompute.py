@@ -364,7 +364,7 @@ def test_the_same_source_elsewhere_is_the_same_source(tmp_path):
 
 def test_a_second_process_waits_and_finds_the_work_done(tmp_path, capsys):
     source = pictures(6)
-    source.items = lambda ids, items=source.items: (time.sleep(0.05) or item for item in items(ids))
+    source.items = lambda ids, items=source.items: (time.sleep(0.3) or item for item in items(ids))
     thread = threading.Thread(target=fill, args=(source, tmp_path))
     thread.start()
     while not source.read:
