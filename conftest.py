@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 # Of more than 20 seconds. The notebooks share outputs/: the first makes the cache and the teacher before the others come.
-LONGEST = """
-compare_regimes.ipynb test_published_runs.py test_run_again.py test_precompute.py soft_distill_text.ipynb train_optimized.ipynb
-evaluate.ipynb train_fixed.ipynb train_random.ipynb test_sources.py test_distributed.py test_train.py test_rank_papermill.py
-test_papermill.py test_prepare.py test_splits.py test_slurm.py test_launch.py precompute.ipynb
-""".split()
+LONGEST = [
+    "compare_regimes.ipynb", "test_published_runs.py", "test_run_again.py", "test_precompute.py", "soft_distill_text.ipynb",
+    "train_optimized.ipynb", "evaluate.ipynb", "train_fixed.ipynb", "train_random.ipynb", "test_sources.py",
+    "test_distributed.py", "test_train.py", "test_rank_papermill.py", "test_papermill.py", "test_prepare.py", "test_splits.py",
+    "test_slurm.py", "test_launch.py", "precompute.ipynb",
+]  # fmt: skip
 MOST_WORKERS = 4  # of 1 to 2 GB each
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers that fight for cores are many times slower

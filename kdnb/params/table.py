@@ -158,8 +158,8 @@ _SECTIONS = {
         _p("sweep_epochs", int, 4, "epochs of each run of the sweep: enough to tell the settings apart", TEXT, low=1),
     ],
     "the comparison": [
-        _p("regimes", str, "full random_samples fixed", "of full, random_samples, random_shards, dealt, fixed", ("compare_regimes",),
-           free=True),
+        _p("regimes", str, "full random_samples fixed", "of full, random_samples, random_shards, dealt, fixed",
+           ("compare_regimes",), free=True),
         _p("baseline", str, "fixed", "the regime that the others are compared with", ("compare_regimes",),
            choices=("full", "random_samples", "random_shards", "dealt", "fixed"), free=True),
         _p("subset_shards", int, 16, "size of an epoch's subset in shards, for every regime that has one", ("compare_regimes",),
