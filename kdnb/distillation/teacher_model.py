@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kdnb.data.datasets import RawImageDataset
 from kdnb.data.loader import WorkerLoader
 from kdnb.data.order import Order
-from kdnb.data.sources import open_source
+from kdnb.data.sources import DigitsSource
 from kdnb.data.views import SimpleTransform
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
@@ -17,13 +17,9 @@ from kdnb.models.folder import load_model, save_model
 from kdnb.models.vision import FeatureModel, build_model, freeze, required_size
 from kdnb.runs import Run, anchored, local_or_hub, set_seed
 
-_BUILTIN: dict[str, Any] = {
-    "model": "cifar_resnet8",
-    "epochs": 10,
-    "batch_size": 48,
-    "learning_rate": 1e-2,
-    "label_smoothing": 0.1,
-}
+# What the built-in teacher's config.json holds.
+_BUILTIN: dict[str, Any] = {"model": "cifar_resnet8", "epochs": 10, "batch_size": 48, "learning_rate": 1e-2}
+_BUILTIN |= {"label_smoothing": 0.1}
 
 
 def load_teacher(
@@ -97,10 +93,9 @@ def builtin_teacher() -> Path:
 def _train_on_digits(run: Run):
     """The loop of distillation, with labels in the place of a teacher."""
     set_seed(0)
-    digits = open_source("digits", split="train")
-    images = RawImageDataset(
-        digits, image_size=32, resize="crop", order=Order(shard_sizes=(len(digits.labels()),), shuffle="all")
-    )
+    digits = DigitsSource("train")
+    order = Order(shard_sizes=(digits.num_images,), shuffle="all")
+    images = RawImageDataset(digits, image_size=32, resize="crop", order=order)
     history = train(
         FeatureModel(build_model(_BUILTIN["model"], num_classes=10)),
         lambda views, batch: [],

@@ -97,14 +97,12 @@ class TeacherCache:
         faults = []
         for view in range(self.num_views):
             for shard in range(len(self.reader.shard_sizes)):
+                name = str(self._path(view, shard).relative_to(self.folder))
                 try:
-                    file = self._file(view, shard)
-                    wrong = file.recheck() if file else 0
-                    fault = f"has {wrong} rows that do not fit their checksum; they are computed again" if wrong else ""
+                    if (file := self._file(view, shard)) and (wrong := file.recheck()):
+                        faults.append(Fault(name, f"has {wrong} rows that do not fit their checksum; they are computed again"))
                 except CacheError as error:
-                    fault = str(error)
-                if fault:
-                    faults.append(Fault(str(self._path(view, shard).relative_to(self.folder)), fault))
+                    faults.append(Fault(name, str(error)))
         return faults
 
     def _positions_of(self, ids: np.ndarray) -> np.ndarray:
@@ -127,8 +125,9 @@ class TeacherCache:
         return self.folder / f"view_{view:03d}" / f"answers_shard_{number:05d}.bin"
 
     def _file(self, view: int, shard: int) -> "_OutputFile | None":
-        exists = (view, shard) in self._open or self._path(view, shard).exists()
-        return self._open_file(view, shard) if exists else None
+        """The file, where it is there."""
+        there = (view, shard) in self._open or self._path(view, shard).exists()
+        return self._open_file(view, shard) if there else None
 
     def _open_file(self, view: int, shard: int) -> "_OutputFile":
         """The file, made where it is missing."""
