@@ -37,8 +37,8 @@ def test_soft_targets_alone_train_without_looking_at_labels(labelled, tmp_path, 
     history = run.read("history.json")
     assert len(history["steps"]) == 5
     assert not {"cross_entropy", "student_accuracy", "teacher_accuracy"} & history["steps"][0].keys()
-    said = "but the teacher has 3 classes: accuracies are left out" in capsys.readouterr().out
-    assert said == (labelled.kind != "all missing")
+    printed = "but the teacher has 3 classes: accuracies are left out" in capsys.readouterr().out
+    assert printed == (labelled.kind != "all missing")
 
 
 def test_labels_that_fit_are_counted_and_change_nothing_else(p, make_cache, tmp_path):
@@ -79,12 +79,12 @@ def test_a_cache_of_missing_labels_is_unlabelled(make_cache, tmp_path):
 
 def test_a_probe_says_before_it_measures_why_there_is_none(labelled):
     labelled.eval_split, labelled.probe_samples, labelled.image_size = "test", 60, 8
-    found = student_probe.Probe(**arguments_of(student_probe.Probe, labelled))
+    probe = student_probe.Probe(**arguments_of(student_probe.Probe, labelled))
     if labelled.kind == "beyond the head":  # the digits' test labels count up to 9, the cache names 3 classes
-        assert not found.available and found.why_not == "some images of digits have no label, or one beyond its 3 classes"
+        assert not probe.available and probe.why_not == "some images of digits have no label, or one beyond its 3 classes"
     else:
-        said = {"all missing": "digits has no labels", "some missing": "some images of digits have no label"}
-        assert not found.available and found.why_not.startswith(said[labelled.kind])
+        reasons = {"all missing": "digits has no labels", "some missing": "some images of digits have no label"}
+        assert not probe.available and probe.why_not.startswith(reasons[labelled.kind])
 
 
 def test_a_teacher_of_other_classes_is_not_measured_on_labels_beyond_them(p, capsys):
