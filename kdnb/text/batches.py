@@ -7,6 +7,7 @@ randomness that training would notice. A batch of 64 texts takes about 0.2 ms, w
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,11 @@ class TextLoader(EpochPlan):
             counts = ", ".join(f"{name} has {size}" for name, size in sizes.items()) or "there is none"
             raise ValueError(f"tables need the same number of rows, and one for each label; {counts}.")
         self.num_rows = next(iter(sizes.values()))
-        cap = {"max_steps_per_epoch": max_steps_per_epoch, "gradient_accumulation_steps": gradient_accumulation_steps}
-        super().__init__(Order(shard_sizes=(self.num_rows,), seed=seed), batch_size=batch_size, drop_last=False, **cap)
+        order = Order(shard_sizes=(self.num_rows,), seed=seed)
+        super().__init__(
+            order, batch_size=batch_size, max_steps_per_epoch=max_steps_per_epoch,
+            gradient_accumulation_steps=gradient_accumulation_steps, drop_last=False,
+        )  # fmt: skip
         self.tables, self.labels, self.seed, self.shuffle = tables, labels, seed, shuffle
         self.device = torch.device(device)
 
@@ -92,7 +96,7 @@ class TextLoader(EpochPlan):
         return np.concatenate([batches[permutation(full, self.seed, _SHUFFLE, epoch, 1)].ravel(), rest])
 
     def _batch(self, rows: np.ndarray) -> dict:
-        batch = {
+        batch: dict = {
             name: {key: self._send(value) for key, value in pad(table, rows, pad_id).items()}
             for name, (table, pad_id) in self.tables.items()
         }
@@ -117,7 +121,7 @@ def pad(table: TokenTable, rows: np.ndarray, pad_id: int) -> dict[str, torch.Ten
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
-def build_loader(texts: Texts, tokenizers: Mapping[str, object], *, max_length: int, **settings) -> TextLoader:
+def build_loader(texts: Texts, tokenizers: Mapping[str, Any], *, max_length: int, **settings) -> TextLoader:
     """Batches of `texts` on the training device.
 
     Args:
@@ -137,4 +141,4 @@ def text_views(tokens: dict, ids: torch.Tensor, epoch: int) -> list[dict]:
     return [tokens]
 
 
-text_views.num_global = 1
+text_views.num_global = 1  # type: ignore[attr-defined]

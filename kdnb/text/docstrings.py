@@ -87,7 +87,8 @@ def _collect(folder: Path) -> dict[str, str]:
     """Texts by their words, from a library's files in the order of the hashes of their names, which mixes its parts."""
     files = [path.relative_to(folder) for path in folder.rglob("*.py")]
     files = [path for path in files if not _SKIP.intersection(path.parts) and not path.name.startswith("test_")]
-    texts, sizes = {}, Counter()
+    texts: dict[str, str] = {}
+    sizes: Counter[str] = Counter()
     for path in sorted(files, key=lambda path: _number(path.as_posix())):
         try:
             with warnings.catch_warnings(action="ignore"):  # of what the library's authors wrote

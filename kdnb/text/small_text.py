@@ -49,7 +49,7 @@ def make_small_classifier(
     import transformers
 
     tokenizer = learn_wordpiece(texts, vocab_size)
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 32)}
+    shape: dict = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 32)}
     shape |= {"vocab_size": len(tokenizer), "max_position_embeddings": max(max_length, 16)}
     shape |= {"intermediate_size": 2 * hidden}  # gated, so that it has half as many weights again
     shape |= {f"{where}_dropout": dropout for where in ("embedding", "mlp", "attention", "classifier")}

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from kdnb.distillation.teacher import LiveTeacher
@@ -49,12 +50,12 @@ def build_student(
     data: TextData, *, student: str, max_length: int, gradient_checkpointing: bool = False, seed: int = 0
 ) -> TextClassifier:
     """The student with its first weights on the training device; the seed alone decides a head that its checkpoint lacks."""
-    name = local_or_hub(student)
+    name: str | Path = local_or_hub(student)
     if student == "builtin":
         name = small_classifier(data.pool, data.classes, max_length=max_length, seed=seed, **_BUILTIN_SHAPE)
     set_seed(seed)
-    shape = {"num_classes": len(data.classes), "classes": data.classes}
-    return load_classifier(name, gradient_checkpointing=gradient_checkpointing, **shape).to(find_device())
+    head: dict = {"num_classes": len(data.classes), "classes": data.classes}
+    return load_classifier(name, gradient_checkpointing=gradient_checkpointing, **head).to(find_device())
 
 
 def distil(
@@ -76,26 +77,28 @@ def distil(
         The student with the weights of its best epoch by validation accuracy, and the history.
     """
     require_labels(data.train, alpha=alpha)
-    size = {"max_length": max_length, "batch_size": batch_size}
+    size: dict = {"max_length": max_length, "batch_size": batch_size}
     checkpointing = {"gradient_checkpointing": gradient_checkpointing}
     model = build_student(data, student=student, max_length=max_length, seed=seed, **checkpointing)
-    tokenizers, teacher_call = {"text": model.tokenizer}, CachedLogits(teacher)
+    tokenizers = {"text": model.tokenizer}
     if isinstance(teacher, TextClassifier):
-        tokenizers["teacher_text"], teacher_call = teacher.tokenizer, LiveTextTeacher(teacher)
-    steps = {"max_steps_per_epoch": max_steps_per_epoch, "gradient_accumulation_steps": gradient_accumulation_steps}
+        tokenizers["teacher_text"] = teacher.tokenizer
+    frozen = LiveTextTeacher(teacher) if isinstance(teacher, TextClassifier) else CachedLogits(teacher)
+    steps: dict = {"max_steps_per_epoch": max_steps_per_epoch, "gradient_accumulation_steps": gradient_accumulation_steps}
 
-    def validate(model: TextClassifier) -> dict[str, float]:
+    def validate(trained: nn.Module) -> dict[str, float]:  # which is `model`
         logits = predict(model, data.validation, **size)
-        loss = cross_entropy(logits, data.validation.labels).item()
+        loss = cross_entropy(logits, data.validation.known_labels).item()
         return {"val_loss": loss, "val_accuracy": accuracy(logits, data.validation)}
 
     with explain_out_of_memory(**size, gradient_accumulation_steps=gradient_accumulation_steps):
         history = train(
-            model, teacher_call, build_loader(data.train, tokenizers, seed=seed, **size, **steps), views=text_views, run=run,
+            model, frozen, build_loader(data.train, tokenizers, seed=seed, **size, **steps), views=text_views, run=run,
             loss=DistillationLoss("soft_targets", temperature=temperature, alpha=alpha, log_accuracy=True), epochs=epochs,
             learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps, clip_grad_norm=clip_grad_norm,
             gradient_accumulation_steps=gradient_accumulation_steps, mixed_precision=mixed_precision, seed=seed,
-            save_every_steps=save_every_steps, keep_checkpoints=keep_checkpoints, save_model=save_classifier, validate=validate,
+            save_every_steps=save_every_steps, keep_checkpoints=keep_checkpoints, validate=validate,
+            save_model=lambda trained, folder: save_classifier(model, folder),
             early_stopping=early_stopping,
         )  # fmt: skip
     best = load_classifier(run.folder / "best_model", classes=data.classes).to(find_device())

@@ -28,7 +28,7 @@ class TextData:
     @property
     def classes(self) -> list[str]:
         """Names of the classes."""
-        return self.test.classes
+        return self.test.classes or []
 
 
 def load_data(
@@ -56,9 +56,9 @@ def load_data(
     Raises:
         ValueError: a class that is missing from a split, more samples wanted than there are, held-out texts without labels.
     """
-    columns = {"text_columns": text_columns.replace(",", " ").split() or None, "label_column": label_column}
-    pool = open_texts(local_or_hub(dataset), split=split, **columns)
-    test = open_texts(local_or_hub(dataset), split=eval_split, classes=pool.classes, **columns)
+    name, columns = local_or_hub(dataset), text_columns.replace(",", " ").split()
+    pool = open_texts(name, split=split, text_columns=columns, label_column=label_column)
+    test = open_texts(name, split=eval_split, text_columns=columns, label_column=label_column, classes=pool.classes)
     if test.labels is None:
         raise ValueError(f"dataset {dataset}, split {eval_split}, has no labels to judge by; set label_column or eval_split.")
     if pool.labels is None:
@@ -110,10 +110,10 @@ def stratified_rows(
     if count > total:
         print(f"{name} is {count}, but there are {total} texts; all of them are taken.")
         count = total
-    labels = labels.numpy()
-    sizes = np.bincount(labels)
+    strata = labels.numpy()
+    sizes = np.bincount(strata)
     take = _apportion(sizes, count, random_words(len(sizes), seed, _CHOOSE, 1))
-    return torch.from_numpy(np.flatnonzero(_ranks(labels, random_words(total, seed, _CHOOSE, 0)) < take[labels]))
+    return torch.from_numpy(np.flatnonzero(_ranks(strata, random_words(total, seed, _CHOOSE, 0)) < take[strata]))
 
 
 def split_validation(texts: Texts, *, fraction: float, seed: int) -> tuple[Texts, Texts]:
@@ -129,10 +129,10 @@ def split_validation(texts: Texts, *, fraction: float, seed: int) -> tuple[Texts
     labels = _strata(texts).numpy()
     sizes = np.bincount(labels)
     take = np.where(sizes > 1, np.clip(np.rint(fraction * sizes), 1, np.maximum(sizes - 1, 1)), 0)
-    held_out = _ranks(labels, random_words(len(labels), seed, _HOLD_OUT)) < take[labels]
+    held_out = torch.from_numpy(_ranks(labels, random_words(len(labels), seed, _HOLD_OUT)) < take[labels])
     if not held_out.any():
         raise ValueError(f"{texts.name} has {len(texts)} texts and no class with two, so none can be held out for validation.")
-    return texts.take(np.flatnonzero(~held_out)), texts.take(np.flatnonzero(held_out))
+    return texts.take((~held_out).nonzero()[:, 0]), texts.take(held_out.nonzero()[:, 0])
 
 
 def _strata(texts: Texts) -> torch.Tensor:

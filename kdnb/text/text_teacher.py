@@ -27,7 +27,7 @@ from kdnb.text.texts import Texts
 from kdnb.text.tokenizer import load_tokenizer
 from kdnb.text.tokens import tokenizer_fingerprint
 
-_BUILTIN_TRAINING = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3}
+_BUILTIN_TRAINING: dict = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3}
 _BUILTIN_SHAPE = {"hidden": 128, "layers": 2, "vocab_size": 4096, "dropout": 0.2, "seed": 0}
 _WAYS = (
     "set teacher_head to linear (logistic regression on the frozen features), finetune (train the teacher on the labels first) "
@@ -68,21 +68,22 @@ def check_teacher(
     Raises:
         ValueError: the teacher knows nothing, with the ways out.
     """
-    zero_shot, size = None, {"max_length": max_length, "batch_size": batch_size}
+    size: dict = {"max_length": max_length, "batch_size": batch_size}
+    zero_shot = None
     require_labels(data.train, teacher_head=teacher_head)
     if teacher_head == "linear":
         features = predict(model, data.train, features=True, **size)
-        weight, bias = fit_logistic(features, data.train.labels, num_classes=len(data.classes), device="cpu")
+        weight, bias = fit_logistic(features, data.train.known_labels, num_classes=len(data.classes), device="cpu")
         set_head(model, weight, bias)
     elif teacher_head == "finetune":
         _finetune(model, data.pool, max_length=max_length, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     elif teacher_head == "labels":
         parts = {"validation": data.validation, "train": data.train, "test": data.test}
-        name, place = local_or_hub(teacher), {"device": find_device()}
-        zero_shot = {part: label_logits(name, texts.texts, data.classes, **size, **place) for part, texts in parts.items()}
+        name, size["device"] = local_or_hub(teacher), find_device()
+        zero_shot = {part: label_logits(name, texts.texts, data.classes, **size) for part, texts in parts.items()}
         model.head_is_random = False
     logits = zero_shot["validation"] if zero_shot else predict(model, data.validation, **size)
-    scores = measure_logits(logits, data.validation.labels)
+    scores = measure_logits(logits, data.validation.known_labels)
     print("teacher on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     require_better_than_chance(scores, head_is_random=model.head_is_random, ways=_WAYS)
     return zero_shot
@@ -146,7 +147,7 @@ def _train_on_labels(
         warmup_steps=min(10, count_steps(loader, epochs=epochs) // 10),
         clip_grad_norm=1.0,
         keep_checkpoints=1,
-        save_model=save_classifier,
+        save_model=lambda trained, folder: save_classifier(model, folder),
     )
 
 
@@ -190,10 +191,10 @@ def label_logits(
 def _mean_log_probability(model, rows: list[tuple[list[int], list[int]]], device) -> torch.Tensor:
     """Of the second part's tokens after the first part, float32 [B] on the CPU; padded on the right, where nothing looks."""
     ids = pad_sequence([torch.tensor(prompt + label) for prompt, label in rows], batch_first=True).to(device)
-    targets = [torch.tensor([_IGNORED] * len(prompt) + label) for prompt, label in rows]
-    targets = pad_sequence(targets, batch_first=True, padding_value=_IGNORED)[:, 1:].to(device)
+    counted = [torch.tensor([_IGNORED] * len(prompt) + label) for prompt, label in rows]
+    targets = pad_sequence(counted, batch_first=True, padding_value=_IGNORED)[:, 1:].to(device)
     lengths = torch.tensor([len(prompt) + len(label) for prompt, label in rows])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
     losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
-    return -(losses.sum(1) / (targets != _IGNORED).sum(1)).cpu()
+    return -(losses.sum(1) / targets.ne(_IGNORED).sum(1)).cpu()

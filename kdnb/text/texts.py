@@ -6,7 +6,7 @@ A text set is read whole: 560,000 rows of 350 letters, the size of DBpedia, take
 import csv
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,9 +59,16 @@ class Texts:
         return replace(self, texts=[self.texts[row] for row in rows.tolist()], labels=labels, ids=self.ids[rows])
 
     @property
+    def known_labels(self) -> torch.Tensor:
+        """The labels of texts that have some: int64 [N]. Raises ValueError where they have none."""
+        if self.labels is None:
+            raise ValueError(f"{self.name} has no labels; set label_column.")
+        return self.labels
+
+    @property
     def missing_classes(self) -> list[str]:
         """Names of the classes of which there is no text; none where the texts are unlabelled."""
-        if self.labels is None:
+        if self.labels is None or self.classes is None:
             return []
         present = set(self.labels.tolist())
         return [name for number, name in enumerate(self.classes) if number not in present]
@@ -109,8 +116,8 @@ def open_texts(
     label_column = label_column or columns.label
     text_columns = text_columns or [c for c, cells in columns.cells.items() if c != label_column and _is_text(cells)]
     if not text_columns:
-        names = ", ".join(columns.cells)
-        raise ValueError(f"{dataset} has no column of texts; set text_columns to one or more of its columns: {names}.")
+        others = ", ".join(columns.cells)
+        raise ValueError(f"{dataset} has no column of texts; set text_columns to one or more of its columns: {others}.")
     texts = [_join(row) for row in zip(*(columns.cells[column] for column in text_columns), strict=True)]
     kept = [row for row, text in enumerate(texts) if text]
     if not kept:
@@ -137,7 +144,7 @@ class _Columns:
     """
 
     name: str
-    cells: dict[str, Sequence]
+    cells: Mapping[str, Sequence]
     label: str | None = None
     classes: dict[str, list[str]] = field(default_factory=dict)
     first: int = 0
@@ -238,15 +245,15 @@ def _labels(cells: Sequence, names: list[str] | None, where: str, first: int) ->
         words = []
     if words:
         names = names or sorted(set(words))
-        keys, allowed = names, ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        numbers: dict = {name: number for number, name in enumerate(names)}
+        allowed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     else:
         whole = [cell for cell in cells if isinstance(cell, int)]
         if names is None and whole:
             names = [str(number) for number in range(min(max(max(whole) + 1 - first, 1), _MOST_CLASSES))]
-        keys = range(first, first + len(names or ()))
-        allowed = f"whole numbers from {first} to {keys[-1]}" if keys else "whole numbers or strings"
-    numbers = {key: number for number, key in enumerate(keys)}
+        numbers = {first + number: number for number in range(len(names or ()))}
+        allowed = f"whole numbers from {first} to {first + len(numbers) - 1}" if numbers else "whole numbers or strings"
     for row, cell in enumerate(cells):
         if isinstance(cell, float) or cell not in numbers:
             raise ValueError(f"row {row} (from 0) of {where} has the label {cell!r}; allowed are {allowed}.")
-    return torch.tensor([numbers[cell] for cell in cells], dtype=torch.int64), list(names)
+    return torch.tensor([numbers[cell] for cell in cells], dtype=torch.int64), list(names or ())

@@ -92,7 +92,7 @@ def _is_byte_level(tokenizer, whole: Path | None) -> bool:
 
 def _facts(name: str) -> dict:
     """What the published files say of special tokens."""
-    facts = {}
+    facts: dict = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         path = published_file(name, file)
         facts |= {} if path is None else json.loads(path.read_text(encoding="utf-8"))

@@ -73,7 +73,8 @@ def _encode(texts: list[str], tokenizer, max_length: int) -> tuple[np.ndarray, n
     spare = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     blank = [next((token for token in spare if token is not None), 0)]
     plain = {"return_attention_mask": False, "return_token_type_ids": False}
-    chunks, lengths = [], []
+    chunks: list[np.ndarray] = []
+    lengths: list[int] = []
     for start in range(0, len(texts), _AT_ONCE):
         some = texts[start : start + _AT_ONCE]
         rows = [row or blank for row in tokenizer(some, truncation=True, max_length=max_length, **plain)["input_ids"]]
