@@ -125,7 +125,7 @@ def _load_tensors(path: Path):
 
 
 # (load from a path, save to an open file) of each suffix.
-_FORMATS = {
+_FORMATS: dict[str, tuple[Callable, Callable]] = {
     ".json": (lambda path: json.loads(path.read_text("utf-8")), lambda file, value: file.write(json.dumps(value).encode())),
     ".npy": (partial(np.load, mmap_mode="r"), np.save),
     ".pt": (_load_tensors, _save_tensors),

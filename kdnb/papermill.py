@@ -42,8 +42,9 @@ def train_on_processes(run: Run, notebook: str, *, processes: int):
     root = project_root()
     parameters, out = run.folder / "processes.yaml", run.folder / "processes.ipynb"
     parameters.write_text(yaml.safe_dump(run.parameters | {"run_name": run.name, "processes": 1}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "-m", "kdnb.papermill", root / f"notebooks/{notebook}.ipynb", out]
+    command: list[str | Path] = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command += ["-m", "kdnb.papermill", root / f"notebooks/{notebook}.ipynb", out]
     command += ["-f", parameters, "--log-output", "--no-progress-bar", "--kernel", "python3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
     last_lines: list[str] = []

@@ -51,7 +51,6 @@ def test_an_example_runs_as_it_stands(example, folder, monkeypatch):
         pytest.fail("".join(lines), pytrace=False)
 
 
-@pytest.mark.xfail(reason="until every name has its example", strict=False)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_has_an_example(name):
     has = "Example:\n" in PUBLIC[name].__doc__ and ">>> " in PUBLIC[name].__doc__

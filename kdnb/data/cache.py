@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import torch
 
@@ -117,7 +117,7 @@ def write_shard(
         hashing = HashingFile(file)
         try:
             # A file object, not a path: the path's name would become part of the bytes.
-            torch.save(content, hashing)
+            torch.save(content, cast(BinaryIO, hashing))
         except Exception:
             if hashing.error is not None:  # torch reports a full disk as trouble with its zip file
                 raise hashing.error from None

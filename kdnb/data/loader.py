@@ -131,6 +131,8 @@ class BatchReader(EpochLoader):
             one is asked for. On a GPU the host buffers are always reused (they are pinned) and batches never change.
     """
 
+    dataset: CachedTensorDataset
+
     def __init__(self, dataset: CachedTensorDataset, *, prefetch: int = 2, reuse_buffers: bool = False, **plan):
         super().__init__(dataset, **plan)
         self.prefetch, self.reuse_buffers = prefetch, reuse_buffers
@@ -194,7 +196,7 @@ class WorkerLoader(EpochLoader):
 
     def __init__(self, dataset: ImageDataset, *, num_workers: int = 0, persistent_workers: bool = False, **plan):
         super().__init__(dataset, **plan)
-        self._indices: list[range] = []  # of the batches to come; a DataLoader keeps its sampler, so the list is filled anew
+        self._indices: list[Any] = []  # of the batches to come; a DataLoader keeps its sampler, so the list is filled anew
         self._loader = DataLoader(
             dataset,
             batch_sampler=self._indices,

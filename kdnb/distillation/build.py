@@ -3,8 +3,9 @@
 Keyword arguments are the notebooks' parameters, so that `build_views(index, **p.of(build_views))` takes what it needs of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from kdnb.runs import Run, anchored, set_seed
 
 
 def build_views(
-    index: Mapping | None,
+    index: dict | None,
     *,
     image_size: int,
     augmentation: str = "simple",
@@ -42,11 +43,11 @@ def build_views(
         ValueError: local crops without multicrop.
     """
     require_multicrop(augmentation=augmentation, use_local_crops=use_local_crops)
-    stored = {} if index is None else normalisation(index)
+    stored: dict[str, Any] = {} if index is None else normalisation(index)
     if augmentation == "clean":
         return CleanTransform(size=image_size, **stored)
     if augmentation == "simple":
-        crop = {"scale": (crop_scale_min, 1.0), "horizontal_flip": horizontal_flip}
+        crop: dict[str, Any] = {"scale": (crop_scale_min, 1.0), "horizontal_flip": horizontal_flip}
         views = SimpleTransform(size=image_size, seed=seed, **crop, **stored)
     else:
         views = FastMultiCropTransform(
@@ -149,7 +150,7 @@ def build_loss(
     Raises:
         ValueError: soft targets from a teacher that is no better than chance on the held-out images.
     """
-    mix = {"temperature": temperature, "alpha": alpha}
+    mix: dict[str, Any] = {"temperature": temperature, "alpha": alpha}
     if loss == "soft_targets":
         check_head(teacher, held_out)
         labels = loader.dataset.labels
@@ -165,9 +166,9 @@ def build_loss(
 
 def save_student(student: Student, folder: Path, *, image_size: int, resize: str = "crop"):
     """Save the student's backbone, without its projections, as a timm model folder that says how its images were prepared."""
-    inputs = {"input_size": (3, image_size, image_size), "interpolation": "bicubic", "crop_pct": 1.0}
+    inputs: dict[str, Any] = {"input_size": (3, image_size, image_size), "interpolation": "bicubic", "crop_pct": 1.0}
     inputs |= {"crop_mode": {"crop": "center", "squash": "squash"}[resize]}
-    save_model(student.model, folder, **inputs, **student.encoder.normalisation)
+    save_model(student.model, folder, **inputs | student.encoder.normalisation)
 
 
 def finish_run(run: Run, **summary):

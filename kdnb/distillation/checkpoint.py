@@ -7,6 +7,7 @@ unpickled.
 
 import random
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ def load(run: Run, student: nn.Module, optimizer, scaler, *, seed: int) -> Train
 
 def _random_state() -> dict:
     """Of everything that draws in this process, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what libraries draw from
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002 - the global state is what libraries draw from
+    kind, keys, *rest = numpy_state
     keys = torch.from_numpy(keys.astype(np.int64))  # as uint32 they could not be sent to another rank
     state = {"python": random.getstate(), "numpy": (kind, keys, *rest), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -12,7 +12,8 @@ class Clock:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.last, self.waited = None, 0.0
+        self.last: float | None = None
+        self.waited = 0.0
 
     def wait(self, batches: Iterator[dict]) -> dict:
         """The next batch."""

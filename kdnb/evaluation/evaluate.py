@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from kdnb.data import prepare
 from kdnb.data.audit import image_digests, overlap
@@ -48,8 +49,8 @@ def evaluate(
         [('raw pixels', 0), ('random student', 0), ('teacher', 0), ('student', 2)]
     """
     trained = open_run(run.folder if isinstance(run, Run) else run)
-    data = {"dataset": dataset, "split": split, "eval_split": eval_split, "probe_samples": probe_samples}
-    columns = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+    data: dict[str, Any] = {"dataset": dataset, "split": split, "eval_split": eval_split, "probe_samples": probe_samples}
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     return evaluate_run(trained, build_evaluator(trained, **data, **columns))
 
 
@@ -74,11 +75,12 @@ def build_evaluator(
     if dataset is None:
         dataset, split, image_column, label_column = run.p.dataset, run.p.split, run.p.image_column, run.p.label_column
         streaming = streaming or getattr(run.p, "streaming", False)  # which an older run's parameters do not know
-    images = {"dataset": dataset, "image_column": image_column, "label_column": label_column, "streaming": streaming}
-    images |= {"image_size": run.p.image_size, "resize": run.p.resize, "num_workers": getattr(run.p, "num_workers", 0)}
+    images: dict[str, Any] = {"dataset": dataset, "image_column": image_column, "label_column": label_column}
+    images |= {"streaming": streaming, "image_size": run.p.image_size, "resize": run.p.resize}
+    images |= {"num_workers": getattr(run.p, "num_workers", 0)}
     test = prepare.held_out_batches(eval_split=eval_split, **images)
     names = None if test is None else test.dataset.reader.index["classes"]
-    where = {"split": split, "cache_dir": run.p.cache_dir, "classes": names}
+    where: dict[str, Any] = {"split": split, "cache_dir": run.p.cache_dir, "classes": names}
     train = None if test is None else prepare.training_batches(probe_samples, **where, **images)
     for name, batches in ((eval_split, test), (split, train)):
         if batches is None:

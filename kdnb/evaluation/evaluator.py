@@ -8,6 +8,7 @@ with a teacher (N x D float32: 5,000 x 64 take 1.3 MB), and the results; not the
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,7 +101,7 @@ class Evaluator:
         return Scores(**state | {"test": Features(**state["test"])})
 
     def _measure_model(self, model: nn.Module) -> Scores:
-        shared = {"transform": self.view, "device": self.device}
+        shared: dict[str, Any] = {"transform": self.view, "device": self.device}
         train, test = (extract_features(model, batches, **shared) for batches in (self.train, self.test))
         second = None
         if self.second_view is not None:
@@ -109,7 +110,7 @@ class Evaluator:
 
     def _measure(self, train: Features, test: Features, second: Features | None) -> Scores:
         num_classes = len(self.classes)
-        shared = {"num_classes": num_classes, "device": self.device}
+        shared: dict[str, Any] = {"num_classes": num_classes, "device": self.device}
         probe = linear_probe(train, test, **shared)
         foreign = test.logits is not None and test.logits.shape[1] != num_classes
         judged = replace(test, logits=None) if foreign else test  # a head for other classes is neither right nor wrong here

@@ -53,7 +53,7 @@ def extract_features(
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     keyed = _takes_ids(transform)
     try:
-        if modes:
+        if isinstance(model, nn.Module):
             model.eval()
         for batch in batches:
             images = batch["image"].to(device, non_blocking=True)
@@ -133,7 +133,7 @@ def check_labels(labels: torch.Tensor | None, rows: int, num_classes: int | None
         raise ValueError(f"{name} features have no labels, which this measure needs; use a labelled split.")
     if labels.shape != (rows,):
         raise ValueError(f"{name} labels have shape {list(labels.shape)}, but there are {rows} rows.")
-    low, high = labels.min().item(), labels.max().item()
+    low, high = int(labels.min()), int(labels.max())
     classes = num_classes or high + 1
     if low < 0 or high >= classes:
         raise ValueError(f"{name} labels go from {low} to {high}; allowed is 0 to {classes - 1}.")

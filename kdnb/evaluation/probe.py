@@ -94,7 +94,8 @@ def linear_probe(
     def rows(part: Features, keep=slice(None)) -> Rows:
         return Rows(part.features[keep], part.labels[keep], mean=mean, std=std, basis=basis, device=device)
 
-    fits, table = {grid[0]: None}, []
+    fits: dict[float, torch.Tensor | None] = {grid[0]: None}
+    table = []
     if len(grid) > 1:
         held_out = stratified_split(train.labels, fraction=validation_fraction, seed=seed)
         fitted, validation = rows(train, ~held_out), rows(train, held_out)

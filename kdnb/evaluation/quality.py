@@ -192,7 +192,8 @@ def calibrated_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """
     from scipy.optimize import brentq
 
-    check_labels(labels, *logits.shape, "the")
+    rows, classes = logits.shape
+    check_labels(labels, rows, classes, "the")
     z = logits.detach().cpu().double()
     z = z - z.gather(1, labels.detach().cpu().long()[:, None])  # the loss is then log sum exp(z / T)
 

@@ -1,6 +1,7 @@
 """The linear probes of a training notebook: what features are worth, between the floors and the ceiling."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -37,7 +38,7 @@ class Probe:
             return
         self.train = drawn_batches(anchored(cache_dir), probe_samples)
         cached = self.train.dataset.reader
-        images = {"dataset": dataset, "eval_split": eval_split, "image_size": image_size, "resize": resize}
+        images: dict[str, Any] = {"dataset": dataset, "eval_split": eval_split, "image_size": image_size, "resize": resize}
         images |= {"image_column": image_column, "label_column": label_column, "streaming": streaming}
         self.test = held_out_batches(**images, num_workers=num_workers) if cached.labelled else None
         if self.test is None:
@@ -48,7 +49,7 @@ class Probe:
         if not all(labels_fit(part, self.num_classes, alpha=1) for part in labels):
             self.why_not = f"some images of {dataset} have no label, or one beyond its {self.num_classes} classes"
             return
-        self.stored = normalisation(cached.index)
+        self.stored: dict[str, Any] = normalisation(cached.index)
         self.view = CleanTransform(size=image_size, **self.stored)
         held_out = self.test.dataset.reader.index["fingerprint"]
         self.facts = [cached.index["fingerprint"], len(cached), self.train.num_samples(0), held_out]
