@@ -98,8 +98,7 @@ def distil(
             learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps, clip_grad_norm=clip_grad_norm,
             gradient_accumulation_steps=gradient_accumulation_steps, mixed_precision=mixed_precision, seed=seed,
             save_every_steps=save_every_steps, keep_checkpoints=keep_checkpoints, validate=validate,
-            save_model=lambda trained, folder: save_classifier(model, folder),
-            early_stopping=early_stopping,
+            save_model=lambda trained, folder: save_classifier(model, folder), early_stopping=early_stopping,
         )  # fmt: skip
     best = load_classifier(run.folder / "best_model", classes=data.classes).to(find_device())
     return best, history
