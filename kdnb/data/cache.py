@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -70,7 +71,7 @@ def preprocessing_changes(old: dict, new: dict) -> list[str]:
     return [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in _PREPROCESSING if old[key] != new[key]]
 
 
-def normalisation(index: dict) -> dict[str, tuple[float, ...]]:
+def normalisation(index: Mapping) -> dict[str, tuple[float, ...]]:
     """ "mean" and "std" that the stored images were normalised with; nothing where they are uint8."""
     return {} if index["storage"] == "uint8" else {name: tuple(index[name]) for name in ("mean", "std")}
 

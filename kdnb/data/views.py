@@ -244,8 +244,8 @@ class RepeatedViews:
     def __post_init__(self):
         if self.repeats < 1:
             raise ValueError(f"teacher_views is {self.repeats}; an image has at least 1 view.")
-        for name in ("num_global", "num_views", "mean", "std"):
-            setattr(self, name, getattr(self.transform, name))
+        self.num_global, self.num_views = self.transform.num_global, self.transform.num_views
+        self.mean, self.std = self.transform.mean, self.transform.std
 
     def __call__(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
         """The views of `transform`."""

@@ -178,7 +178,8 @@ def _shards(p: SimpleNamespace) -> tuple[int, ...] | None:
     """Rows of each shard that the run will read: the cache's, or those that the digits are cut into; None: not known yet."""
     cached = _cached_shards(p) if p.use_cached else None
     if cached is None and p.dataset == "digits":
-        return even_shards(open_source(p.dataset, **arguments_of(open_source, p)).num_images, p.cache_shard_size)
+        digits = open_source(p.dataset, **arguments_of(open_source, p))
+        return even_shards(digits.num_images or 0, p.cache_shard_size)
     return cached
 
 

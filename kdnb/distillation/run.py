@@ -9,13 +9,13 @@ import numpy as np
 
 from kdnb import distributed
 from kdnb.data.cache import read_index
-from kdnb.data.loader import build_pretraining_dataloader
+from kdnb.data.loader import EpochLoader, build_pretraining_dataloader
 from kdnb.data.prepare import held_out_batches
 from kdnb.data.reader import ShardReader
 from kdnb.distillation.build import build_loss, build_student, build_views, check_student, finish_run, head_width, save_student
 from kdnb.distillation.checks import SUBSETS, check_run
 from kdnb.distillation.device_memory import maybe_cache_on_device
-from kdnb.distillation.teacher import Teacher, build_teacher_call, open_teacher
+from kdnb.distillation.teacher import CachedTeacher, Teacher, build_teacher_call, open_teacher
 from kdnb.distillation.teacher_outputs import TeacherCache
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
@@ -143,7 +143,7 @@ def distill(
 
 def build_pieces(p: SimpleNamespace, student: Student, teacher: Teacher) -> tuple:
     """(loader, views, call of the teacher, loss) of a run with the parameters `p`, `regime` among them."""
-    loader = build_pretraining_dataloader(
+    loader: EpochLoader = build_pretraining_dataloader(
         **arguments_of(build_pretraining_dataloader, p),
         device=find_device(),
         reuse_buffers=True,  # the loop is done with a batch before it asks for the next
@@ -221,6 +221,8 @@ def store_teacher_outputs(p: SimpleNamespace, display) -> TeacherCache:
     )
     loader.drop_last = False
     outputs, done = build_teacher_call(teacher, loader, views), 0
+    if not isinstance(outputs, CachedTeacher):
+        raise ValueError("cache_teacher_features is false; set it to true to store the teacher's outputs.")
     for epoch in range(outputs.repeats):
         for number, batch in enumerate(loader.batches(epoch)):
             ids = batch["id"].numpy()

@@ -16,7 +16,7 @@ from kdnb.distillation.run import distill_parameters
 from kdnb.distributed import Preempted
 from kdnb.runs import Run
 
-WAYS = {
+WAYS: dict[str, dict] = {
     "raw images": {"use_cached": False},
     "shards": {},
     "shards, DINO global crops": {"augmentation": "multicrop"},
@@ -24,7 +24,7 @@ WAYS = {
     "shards, teacher cache": {"teacher_views": 1, "cache_teacher_features": True},
     "shards, teacher cache, compiled": {"teacher_views": 1, "cache_teacher_features": True, "compile_student": True},
 }
-_PLAIN = {
+_PLAIN: dict = {
     "use_cached": True, "augmentation": "simple", "use_local_crops": False, "teacher_views": None, "compile_student": False,
     "cache_teacher_features": False, "shuffle": "none", "num_workers": 0, "persistent_workers": False, "epochs": 2,
     "warmup_steps": 0, "save_every_steps": None, "gradient_accumulation_steps": 1,
