@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -65,14 +64,25 @@ def trained_teacher() -> torch.nn.Module:
     return model
 
 
-class Session:
-    """A notebook open in a kernel, as somebody has it who edits cells and runs them."""
+@pytest.fixture(scope="module")
+def kernel(project):
+    """The client of a kernel that all notebooks are opened in, one after the other: libraries are imported once."""
+    client = NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
+    environment = os.environ | {"PYTHONPATH": str(project), "KDNB_PROGRESS": "text"}
+    with client.setup_kernel(env=environment, cwd=str(project / "notebooks")):
+        yield client
 
-    def __init__(self, path: Path):
+
+class Session:
+    """A notebook open in a kernel without variables, as somebody has it who edits cells and runs them."""
+
+    def __init__(self, path: Path, kernel: NotebookClient):
         self.notebook = nbformat.read(path, 4)
         self.cells = [cell for cell in self.notebook.cells if cell.cell_type == "code"]
         self.parameters, self.check = self.cells[:2]
-        self.client = NotebookClient(self.notebook, timeout=300, kernel_name="python3")
+        self.client = NotebookClient(self.notebook, timeout=300, km=kernel.km)
+        self.client.kc = kernel.kc
+        self.run_beside("%reset -f")
 
     def edit(self, values: dict):
         """Change defaults in the parameters cell."""
@@ -88,49 +98,45 @@ class Session:
 
     def checked(self) -> dict:
         """The parameters as the check has left them in the kernel."""
-        asked = nbformat.v4.new_code_cell("import json; print(json.dumps(vars(p)))")
-        self.notebook.cells.append(asked)
-        self.run(asked)
-        return json.loads(asked.outputs[0].text)
+        return json.loads(self.run_beside("import json; print(json.dumps(vars(p)))").outputs[0].text)
 
-
-@contextmanager
-def opened(project: Path, name: str):
-    session = Session(project / "notebooks" / f"{name}.ipynb")
-    environment = os.environ | {"PYTHONPATH": str(project), "KDNB_PROGRESS": "text"}
-    with session.client.setup_kernel(env=environment, cwd=str(project / "notebooks")):
-        yield session
+    def run_beside(self, source: str):
+        """A cell that is not the notebook's, executed."""
+        cell = nbformat.v4.new_code_cell(source)
+        self.notebook.cells.append(cell)
+        self.run(cell)
+        return cell
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_every_cell_runs_twice_then_with_a_change_and_after_a_wrong_name(project, name):
+def test_every_cell_runs_twice_then_with_a_change_and_after_a_wrong_name(project, kernel, name):
     small, change = NOTEBOOKS[name]
     if name == "evaluate" and not (project / "outputs/fixed").exists():
-        with opened(project, "train_fixed") as session:
-            session.edit(NOTEBOOKS["train_fixed"][0])
-            session.run(*session.cells)
-    with opened(project, name) as session:
-        session.edit(small)
+        session = Session(project / "notebooks/train_fixed.ipynb", kernel)
+        session.edit(NOTEBOOKS["train_fixed"][0])
         session.run(*session.cells)
-        first = session.checked()
-        assert first.items() >= small.items()
-        session.run(*session.cells)
-        assert session.checked() == first
+    session = Session(project / "notebooks" / f"{name}.ipynb", kernel)
+    session.edit(small)
+    session.run(*session.cells)
+    first = session.checked()
+    assert first.items() >= small.items()
+    session.run(*session.cells)
+    assert session.checked() == first
 
-        session.run(session.check)  # alone, after cells that have put a model under the name of a parameter
-        assert session.checked() == first
+    session.run(session.check)  # alone, after cells that have put a model under the name of a parameter
+    assert session.checked() == first
 
-        session.edit(change)
-        session.run(*session.cells)
-        assert session.checked() == first | change
+    session.edit(change)
+    session.run(*session.cells)
+    assert session.checked() == first | change
 
-        right = session.parameters.source
-        session.parameters.source = right.replace("\nrun_name:", "\nrunname:").replace("\ncache_dir:", "\ncache_dri:")
-        session.run(session.parameters)
-        session.check.metadata["tags"] = ["raises-exception"]  # or else a kernel may pass over cells that follow at once
-        session.run(session.check)
-        (error,) = [output for output in session.check.outputs if output.output_type == "error"]
-        assert "did you mean" in error.traceback[0] and len(error.traceback) == 1
-        session.parameters.source, session.check.metadata["tags"] = right, []
-        session.run(session.parameters, session.check)
-        assert session.checked() == first | change
+    right = session.parameters.source
+    session.parameters.source = right.replace("\nrun_name:", "\nrunname:").replace("\ncache_dir:", "\ncache_dri:")
+    session.run(session.parameters)
+    session.check.metadata["tags"] = ["raises-exception"]  # or else a kernel may pass over cells that follow at once
+    session.run(session.check)
+    (error,) = [output for output in session.check.outputs if output.output_type == "error"]
+    assert "did you mean" in error.traceback[0] and len(error.traceback) == 1
+    session.parameters.source, session.check.metadata["tags"] = right, []
+    session.run(session.parameters, session.check)
+    assert session.checked() == first | change
