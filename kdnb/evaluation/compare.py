@@ -32,7 +32,8 @@ def interleaved_seconds(
     rounds, or earlier once `seconds` are over, but never before three. Up to three rounds before do not count: they
     load, compile and tune; they end once they took a fifth of the budget.
     """
-    taken, order, device = {name: [] for name in calls}, list(calls), torch.device(device)
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    order, device = list(calls), torch.device(device)
     begun = perf_counter()
     with torch.inference_mode():
         for _ in range(_WARM_UP):
@@ -172,8 +173,7 @@ def _speed(sides: dict[str, ModelReport], *, device: torch.device, rounds: int, 
 
 def _ratios(teacher: dict, student: dict) -> dict[str, float | None]:
     keys = ("accuracy", "macro_f1", "calibration_error", "calibration_error_scaled", "parameters", "bytes")
-    keys = [key for key in keys if key in student]
-    return {key: _ratio(student[key], teacher[key]) for key in keys} | {
+    return {key: _ratio(student[key], teacher[key]) for key in keys if key in student} | {
         "latency_speedup": _ratio(teacher["latency_ms"]["median"], student["latency_ms"]["median"]),
         "throughput_speedup": _ratio(student["throughput"], teacher["throughput"]),
     }

@@ -206,11 +206,11 @@ def _on_cpu(batch: dict, features: torch.Tensor, logits: torch.Tensor | None) ->
 def _joined(rows: list[dict[str, torch.Tensor | None]]) -> Features:
     if not rows:
         raise ValueError("batches is empty: there are no images to take features of.")
-    columns = {}
+    columns: dict = {}
     for name in list(rows[0]):
         parts = [batch.pop(name) for batch in rows]
-        present = [part is not None for part in parts]
-        if any(present) and not all(present):
+        present = [part for part in parts if part is not None]
+        if present and len(present) < len(parts):
             raise ValueError(f"some batches have {name} and others have not; use one source for all batches.")
-        columns[name] = torch.cat(parts) if all(present) else None
+        columns[name] = torch.cat(present) if present else None
     return Features(**columns)

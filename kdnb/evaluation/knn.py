@@ -60,6 +60,7 @@ def knn_classify(
         0.95
     """
     classes = check_pair(train, test, num_classes)
+    assert train.labels is not None and test.labels is not None  # or check_pair had refused them
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; allowed is any number above 0, usually 0.07.")
     similarity, rows = nearest(train.features, test.features, k=k, device=device)

@@ -78,7 +78,7 @@ def plan_runs(
     samples = min(subset_shards * max(shards), sum(shards))
     by_sample = {"samples_per_epoch": samples, "shards_per_epoch": None}
     by_shard = {"samples_per_epoch": None, "shards_per_epoch": subset_shards}
-    subset = {
+    subset: dict[str, tuple[str, dict]] = {
         "full": ("train_optimized", {"tour_steps": 0}),
         "random_samples": ("train_random", by_sample | {"draw": "independent"}),
         "random_shards": ("train_random", by_shard | {"draw": "independent"}),
@@ -124,7 +124,8 @@ def run_all(planned: Sequence[Planned], *, parallel: int) -> float:
 def _run_all(planned: Sequence[Planned], *, parallel: int) -> float:
     todo = [run for run in planned if not (run.folder / "summary.json").exists()]
     print(f"{len(planned)} runs, {len(planned) - len(todo)} of them finished before", flush=True)
-    began, waiting, running, failed = time.monotonic(), list(todo), {}, []
+    began, waiting, failed = time.monotonic(), list(todo), []
+    running: dict[subprocess.Popen, Planned] = {}
     try:
         with Display(len(todo), title="runs", unit="run") as display:
             while waiting or running:
@@ -164,7 +165,8 @@ def _start(run: Planned, parallel: int) -> subprocess.Popen:
     parameters = run.folder.with_name(f"{run.folder.name}.yaml")
     parameters.write_text(yaml.safe_dump(run.parameters), encoding="utf-8")
     source = project_root() / "notebooks" / f"{run.notebook}.ipynb"
-    command = [sys.executable, "-m", "kdnb.papermill", source, _notebook(run), "-f", parameters, "--no-progress-bar"]
+    papermill = [sys.executable, "-m", "kdnb.papermill"]
+    command = [*papermill, str(source), str(_notebook(run)), "-f", str(parameters), "--no-progress-bar"]
     threads = str(max(1, (os.cpu_count() or 1) // parallel))  # runs that fight for cores are many times slower
     environment = os.environ | {"KDNB_PROGRESS": "text", "OMP_NUM_THREADS": threads}
     with open(_log(run), "w") as log:
@@ -219,7 +221,7 @@ def compare_regimes(scores: dict[str, list[float]], *, baseline: str) -> dict[st
     Args:
         scores: regime -> one accuracy a seed, in the same order of seeds for all.
     """
-    tests = {}
+    tests: dict[str, dict] = {}
     for name in (name for name in scores if name != baseline):
         points = 100 * (np.array(scores[name]) - np.array(scores[baseline]))
         mean = mean_interval(points)

@@ -89,7 +89,7 @@ def _class_dots(axes, results: dict, colours: Sequence[str]):
     for role, values, colour, marker in zip(_ROLES, sides, colours, "os", strict=False):
         axes.plot(places, values, marker, color=colour, markersize=7, label=results[role]["name"])
     change = {name: after - before for name, before, after in zip(names, *sides, strict=True) if after == after}
-    worst, best = min(change, key=change.get), max(change, key=change.get)
+    worst, best = (choose(change, key=lambda name: change[name]) for choose in (min, max))
     low, high = (f"{100 * change[name]:+.1f} points on {name}" for name in (worst, best))
     axes.set_title(f"Student minus teacher by class: {low} to {high}", loc="left", fontsize=10.5)
     long = max(map(len, names)) * len(names) > 90

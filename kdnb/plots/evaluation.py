@@ -87,7 +87,7 @@ def confusion_matrix(confusion: torch.Tensor, *, classes: Sequence[str]):
     figure.colorbar(picture, ax=axes, shrink=0.8).set_label("share of the true class", size=11)
     wrong = share.copy()
     np.fill_diagonal(wrong, 0)
-    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    true, predicted = map(int, np.unravel_index(wrong.argmax(), wrong.shape))
     finding = "No test image is mistaken"
     if wrong.max() > 0:
         finding = f"Mistaken most: {classes[true]} for {classes[predicted]}, {wrong.max():.1%}"
@@ -105,7 +105,7 @@ def feature_map(points: torch.Tensor, labels: torch.Tensor, *, classes: Sequence
     import matplotlib
 
     figure, axes = new_figure(size=(7.4, 5.4))
-    palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
+    palette = matplotlib.color_sequences["tab10" if len(classes) <= 10 else "tab20"]
     for number, name in enumerate(classes):
         cloud, colour = points[:most][labels[:most] == number], palette[number % len(palette)]
         axes.scatter(*cloud.T.numpy(), s=7, alpha=0.6, linewidths=0, color=colour, label=name)
@@ -130,7 +130,7 @@ def seed_bands(curves: Mapping[str, tuple[Sequence[float], np.ndarray]], *, refe
         axes.plot(x, mean, color=COLOURS[number % 6], marker="o", markersize=4, linewidth=2, label=name.replace("_", " "))
         ends[name] = mean[-1]
     reference_lines(axes, references, [value for _, values in curves.values() for value in values.mean(0)])
-    low, high = min(ends, key=ends.get), max(ends, key=ends.get)
+    low, high = min(ends, key=lambda name: ends[name]), max(ends, key=lambda name: ends[name])
     title = f"Means end between {ends[low]:.3f} ({low}) and {ends[high]:.3f} ({high})".replace("_", " ")
     set_title(axes, f"{title}; bands: one standard deviation over seeds")
     axes.set(xlabel="images seen", ylabel="held-out accuracy (linear probe)")
@@ -172,8 +172,8 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     for (row, column), value in np.ndenumerate(table):
         axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="w" if value > middle else "k", fontsize=11)
     best = np.unravel_index(table.argmax(), table.shape)
-    frame = {"fill": False, "edgecolor": COLOURS[1], "linewidth": 2.5, "clip_on": False}
-    axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, **frame))
+    corner = (float(best[1]) - 0.5, float(best[0]) - 0.5)
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5, clip_on=False))
     axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
     axes.set(xlabel=xlabel, ylabel=ylabel)

@@ -80,7 +80,7 @@ def step_parts(rows: dict[str, dict[str, float]]):
     axes.barh(places, step, color=COLOURS[0], height=0.7, label="step")
     axes.barh(places, wait, left=step, color=COLOURS[4], height=0.7, label="data wait")
     for place, width, share in zip(places, total, wait / total, strict=True):
-        annotate_end(axes, f"{width:.3g} ms, {share:.0%} waiting", width, place)
+        annotate_end(axes, f"{width:.3g} ms, {share:.0%} waiting", width, float(place))
     axes.set_yticks(places, list(rows))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * total.max())
@@ -143,8 +143,8 @@ def _draw(axes, curves: dict[str, tuple[list[dict], str]]) -> dict[str, tuple[fl
         axes.plot(steps, smooth, label=label, linewidth=2, linestyle=("-", "--", ":")[number // len(COLOURS) % 3], **look)
         ends[label] = (smooth[0], smooth[-1], steps[-1])
         every.append(values)
-    every = np.concatenate(every)
-    if every.min() > 0 and every.max() > 30 * every.min():
+    low, high = min(values.min() for values in every), max(values.max() for values in every)
+    if low > 0 and high > 30 * low:
         axes.set_yscale("log")
     axes.set(xlabel="optimizer step")
     whole_numbers(axes.xaxis)
@@ -168,11 +168,11 @@ def _finding(name: str, ends: dict[str, tuple[float, float, int]]) -> str:
         change = _change(first, last)
         comma = "" if change.startswith("stayed") else ","
         return f"{name[:1].upper()}{name[1:]} {change}{comma} in {step:,} step{'' if step == 1 else 's'}"
-    last = {run: end[1] for run, end in ends.items()}
-    low, high = min(last, key=last.get), max(last, key=last.get)
-    if last[high] - last[low] <= 0.01 * abs(last[low]):
-        return f"All {len(last)} runs end alike, at a {name} of {last[low]:.3g}"
-    return f"{low} ends lowest: {name} {last[low]:.3g}, against {last[high]:.3g} for {high}"
+    low, high = (choose(ends, key=lambda run: ends[run][1]) for choose in (min, max))
+    lowest, highest = ends[low][1], ends[high][1]
+    if highest - lowest <= 0.01 * abs(lowest):
+        return f"All {len(ends)} runs end alike, at a {name} of {lowest:.3g}"
+    return f"{low} ends lowest: {name} {lowest:.3g}, against {highest:.3g} for {high}"
 
 
 def _running_median(values: np.ndarray, *, half: int) -> np.ndarray:
