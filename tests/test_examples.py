@@ -43,6 +43,7 @@ def test_an_example_runs_as_it_stands(example, folder, monkeypatch):
     monkeypatch.setenv("KDNB_PROGRESS", "none")
     if any(value.__module__ + "." + name == example.name for name, value in PUBLIC.items()):
         example.globs = {"kdnb": kdnb, **PUBLIC}
+    assert not any(line.options.get(doctest.SKIP) for line in example.examples), "+SKIP: an example that nobody runs"
     lines: list[str] = []
     failed, _ = doctest.DocTestRunner(Checker(), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
         example, out=lines.append
