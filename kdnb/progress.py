@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 _EVERY_S = {"widgets": 0.5, "text": 5.0, "none": math.inf}  # seconds between two drawings
 _MAX_SHARE = 0.04  # of the time may go into drawing: a slow machine draws less often
@@ -48,8 +49,11 @@ class Display:
     ):
         if total is not None and (isinstance(total, bool) or not isinstance(total, numbers.Integral) or total < 0):
             raise ValueError(f"total is {total!r}; allowed are whole numbers from 0, or None where it is not known.")
-        self.total, self.title, self.unit, self.mode = total, title, unit, choose_mode()
-        self._done, self._info, self._closed, self._error = None, {}, False, None
+        self.total: int | None = total
+        self.title, self.unit, self.mode = title, unit, choose_mode()
+        self._done: int | None = None
+        self._info: dict[str, Any] = {}
+        self._closed, self._error = False, None
         self._first: tuple[float, int] | None = None  # (time, done) of the first update: a resumed run begins late
         self._marks: deque[tuple[float, int]] = deque(maxlen=20)  # ... of the last drawings: the speed of late
         self._widgets = _Widgets(unit, curve) if self.mode == "widgets" else None
@@ -221,19 +225,20 @@ def format_duration(seconds: float) -> str:
 
 def format_bytes(n: float) -> str:
     """830 B, 1.23 kB, 75 GB: three digits, in powers of 1000 as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(n) < 999.5 or unit == "TB":
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 999.5:
             return f"{format_number(n)} {unit}"
         n /= 1000
+    return f"{format_number(n)} TB"
 
 
-def format_number(value: float) -> str:
+def format_number(value: Any) -> str:
     """Short: whole numbers with thousands (12,345), others with three digits (0.412, 2.31, 1e-05)."""
     whole = isinstance(value, numbers.Integral) or (math.isfinite(value) and abs(value) >= 999.5)
     return f"{value:,.0f}" if whole else f"{value:.3g}"
 
 
-def _named(name: str, value: object) -> str:
+def _named(name: str, value: Any) -> str:
     """A name that carries its unit, and its value: (`data_wait_s`, 0.012) is `data wait 12 ms`."""
     words = name.split("_")
     if words[-1] == "s":
