@@ -21,7 +21,7 @@ from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.losses import labels_fit
 from kdnb.models.vision import FeatureModel, Student, count_parameters
-from kdnb.params import TABLE, ParameterError, arguments_of
+from kdnb.params import TABLE, ParameterError, arguments_of, convert_values
 from kdnb.runs import Run, anchored
 
 NOTEBOOKS = {regime: notebook for notebook, (regime, _) in SUBSETS.items()}
@@ -172,13 +172,9 @@ def _parameters(student: Student, teacher: FeatureModel | Teacher, cache: Path, 
     """All parameters of a run: how the models were made, what the cache holds, and what is given, converted and checked."""
     rows = {name: row for notebook in SUBSETS for name, row in TABLE[notebook].items()}
     defaults = {name: row.default for name, row in inspect.signature(distill).parameters.items()}
-    faults, checked = [], {}
-    for name, value in given.items():
-        try:
-            optional = name not in rows or (value is None and defaults[name] is None)
-            checked[name] = value if optional else rows[name].convert(value)
-        except (ValueError, TypeError, OverflowError):
-            faults.append(f"{name} is {value!r}; allowed is {rows[name].allowed()} ({rows[name].help}).")
+    as_they_are = {name for name, value in given.items() if name not in rows or (value is None and defaults[name] is None)}
+    checked, faults = convert_values({name: value for name, value in given.items() if name not in as_they_are}, rows)
+    checked |= {name: given[name] for name in as_they_are}
     if given["regime"] not in NOTEBOOKS:
         near = difflib.get_close_matches(str(given["regime"]), NOTEBOOKS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(NOTEBOOKS)}."
