@@ -16,7 +16,10 @@ from kdnb.models.vision import FeatureModel, build_model, freeze
 from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored, set_seed
 
-_DEMO = Planned("fixed", 0, "train_fixed", {"run_name": "digits_fixed", "eval_split": None, "keep_checkpoints": None})
+_DEMO = Planned(
+    "fixed", 0, "train_fixed",
+    {"run_name": "digits_fixed", "epochs": 6, "eval_split": None, "save_every_steps": None, "keep_checkpoints": None},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
