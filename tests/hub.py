@@ -109,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes = b""):
         path, _, query = urllib.parse.unquote(self.path).partition("?")
+        if path == "/":  # whether anybody is there
+            return self._json({})
         for pattern, answer in ((_RESOLVE, self._resolve), (_API, self._api)):
             if found := pattern.fullmatch(path):
                 root = self.hub.folder / (found["kind"] or "models") / found["repo"]

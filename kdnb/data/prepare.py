@@ -1,10 +1,11 @@
 """The data that parameters name: the cache of a run, and the labelled images that its models are judged on."""
 
 import contextlib
+import json
 import re
 import shlex
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kdnb import distributed
 from kdnb.data.cache import BrokenIndex, covered, made_from, missing, read_index
@@ -14,6 +15,8 @@ from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
 from kdnb.data.sources import hub_name, is_local, open_source, source_names
 from kdnb.distributed import find_device
+from kdnb.files import hash_of, write_json
+from kdnb.hub import is_offline
 from kdnb.progress import Display
 from kdnb.runs import anchored
 
@@ -29,9 +32,8 @@ def held_out_batches(
     """All images of `eval_split`, labelled, of the size of the cache; None without a split or without labels."""
     if eval_split is None:
         return None
-    source = open_source(
-        dataset, split=eval_split, image_column=image_column, label_column=label_column, streaming=streaming
-    )  # fmt: skip
+    source: dict[str, Any] = {"dataset": dataset, "split": eval_split, "image_column": image_column, "label_column": label_column}
+    source |= {"streaming": streaming}
     return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
 
 
@@ -41,19 +43,32 @@ def training_batches(
 ) -> BatchReader | None:  # fmt: skip
     """`count` labelled training images at most, with the names `classes`, at random: from the cache in `cache_dir` where it
     holds them, else cached now; None where `split` has no labels."""
-    columns = {"image_column": image_column, "label_column": label_column}
-    open_it = partial(open_source, dataset, split=split, streaming=streaming, **columns)
+    source: dict[str, Any] = {"dataset": dataset, "split": split, "image_column": image_column, "label_column": label_column}
+    source |= {"streaming": streaming}
+    sizes: dict[str, Any] = {"image_size": image_size, "resize": resize}
+    if holds_training_part(count, classes=classes, cache_dir=cache_dir, **source, **sizes):
+        return drawn_batches(anchored(cache_dir), count)
+    return _cached_batches(source, count, **sizes, num_workers=num_workers)
+
+
+def holds_training_part(
+    count: int, *, classes: list[str] | None, dataset: str, split: str, image_column: str | None, label_column: str | None,
+    streaming: bool = False, cache_dir: str | Path, image_size: int, resize: str,
+) -> bool:  # fmt: skip
+    """Whether `training_batches` finds its images in `cache_dir`, so that `split` need not be read."""
     try:
         index = read_index(anchored(cache_dir))
     except (FileNotFoundError, ValueError):  # none, or a broken one
-        index = None
+        return False
     wanted = {"classes": classes, "labelled": True, "storage": "uint8", "image_size": image_size, "resize": resize}
-    if index is not None and all(index[name] == value for name, value in wanted.items()):
-        # Opening a data set of the Hub might fetch it all: its name has to do.
-        same = made_from(index, open_it()) if is_local(dataset) else index["source"] == f"{hub_name(dataset)}/{split}"
-        if same and _enough(index, count, permuted=streaming or index["permutation_seed"] is not None):
-            return drawn_batches(anchored(cache_dir), count)
-    return _cached_batches(open_it(), count, image_size=image_size, resize=resize, num_workers=num_workers)
+    if any(index[name] != value for name, value in wanted.items()):
+        return False
+    if is_local(dataset):
+        same = made_from(index, open_source(dataset, split=split, image_column=image_column, label_column=label_column,
+                                            streaming=streaming))  # fmt: skip
+    else:  # opening a data set of the Hub might fetch it all: its name has to do
+        same = index["source"] == f"{hub_name(dataset)}/{split}"
+    return same and _enough(index, count, permuted=streaming or index["permutation_seed"] is not None)
 
 
 def drawn_batches(cache_dir: Path, count: int) -> BatchReader:
@@ -75,8 +90,19 @@ def _enough(index: dict, count: int, *, permuted: bool) -> bool:
     return permuted and sum(shard["rows"] for shard in index["shards"]) >= count
 
 
-def _cached_batches(source, most: int | None, *, image_size: int, resize: str, num_workers: int) -> BatchReader | None:
-    """The labelled images of `source`, or `most` of them, from a cache that is made now where there is none."""
+def _cached_batches(
+    source_arguments: dict, most: int | None, *, image_size: int, resize: str, num_workers: int
+) -> BatchReader | None:
+    """The labelled images of a source, or `most` of them, from a cache that is made now where there is none.
+
+    A stream cannot be opened without a network, not even to see that its images are cached: a note says which cache is its.
+    """
+    note = anchored(STORE) / "streamed" / f"{hash_of([source_arguments, most, image_size, resize])}.json"
+    if source_arguments["streaming"] and is_offline() and note.exists():
+        folder = anchored(STORE) / json.loads(note.read_text(encoding="utf-8"))["folder"]
+        if (folder / "index.json").exists():
+            return _batches(CachedTensorDataset(folder))
+    source = open_source(**source_arguments)
     if not source.labelled:
         return None
     name = re.sub(r"\W+", "_", f"{source.name}_{image_size}_{resize}_{most or 'all'}_{source.fingerprint[:8]}")
@@ -92,6 +118,9 @@ def _cached_batches(source, most: int | None, *, image_size: int, resize: str, n
             source, folder, image_size=image_size, max_samples=most, resize=resize, permutation_seed=seed,
             num_workers=num_workers, parts=1, progress=lines,
         )  # fmt: skip
+        if streamed and distributed.rank() == 0:
+            note.parent.mkdir(exist_ok=True)
+            write_json(note, {"folder": name})
     return _batches(CachedTensorDataset(folder))
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kdnb.hub import WITHOUT_NETWORK, is_offline
+
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets", "category", "cls")  # the last in tar files
 Columns = Callable[[dict], Sequence[str]]
@@ -27,14 +29,13 @@ def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, 
     """
     import datasets
 
-    try:
-        builder = ask(dataset, datasets.load_dataset_builder, load, **files)
-    except ValueError:
-        table = _prepared_before(load, split) if datasets.config.HF_HUB_OFFLINE else None
+    if is_offline() and not files and not Path(load).exists():
+        table = prepared_before(load, split)
         if table is None:
-            raise
+            raise ValueError(f"dataset {dataset}, split {split}, is not here, and HF_HUB_OFFLINE is set; {WITHOUT_NETWORK}.")
         table = table.to_iterable_dataset() if streaming else table
         return _select(table, columns), None
+    builder = ask(dataset, datasets.load_dataset_builder, load, **files)
     splits = builder.config.data_files or builder.info.splits or {}
     if split not in splits:
         raise ValueError(no_split(dataset, split, splits))
@@ -81,9 +82,9 @@ def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):
     Args:
         alias: the value of `dataset`, where `name` is what it is short for. builtin: a data set that needs no network.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE and name.count("/") == 1:
+    if is_offline() and name.count("/") == 1:
         return  # the user's own choice: owner/name is taken from the cache of `datasets`, or is not there
     try:
         HfApi().dataset_info(name, timeout=10)
@@ -93,7 +94,7 @@ def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):
         raise ValueError(
             f"dataset is {short}, which is no file or folder here, and it could not be found on the Hugging Face Hub ({reason}); "
             f"give an existing path, a Hub name (owner/name) and a network that reaches huggingface.co, or {builtin!r}, which "
-            "needs neither."
+            f"needs neither; {WITHOUT_NETWORK}, and set HF_HUB_OFFLINE=1."
         ) from error
 
 
@@ -151,16 +152,22 @@ def _select(table, columns: Columns | None):
     return table if columns is None else table.select_columns(list(columns(table.features)))
 
 
-def _prepared_before(name: str, split: str):
+def prepared_before(name: str, split: str):
     """The newest copy of a split of the Hub's data set `name` that was made here, of all splits or of this one; None: none."""
     import datasets
-    from datasets.naming import camelcase_to_snakecase
 
-    owner, _, short = name.rpartition("/")
-    root = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(short)}"
-    for info in sorted(root.glob("*/*/*/dataset_info.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for info in sorted(copies_folder(name).glob("*/*/*/dataset_info.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         if split in (json.loads(info.read_text(encoding="utf-8"))["splits"] or ()):
             mine = re.compile(rf".*-{re.escape(split)}(-\d+-of-\d+)?\.arrow")
             files = sorted(path for path in info.parent.iterdir() if mine.fullmatch(path.name))
             return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
     return None
+
+
+def copies_folder(name: str) -> Path:
+    """Where `datasets` keeps its Arrow copies of the Hub's data set `name`."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, short = name.rpartition("/")
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{camelcase_to_snakecase(short)}"

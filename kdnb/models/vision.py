@@ -4,6 +4,7 @@ A model owns its normalisation: `model.pretrained_cfg` says with which mean and 
 `FeatureModel` applies them, so that images are given as floats in [0, 1]. Teacher and student may differ in it.
 """
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kdnb.hub import WITHOUT_NETWORK, without_retries
 from kdnb.models.folder import load_model
 from kdnb.models.weights import IMAGENET, TimmModel, head_width, load_weights, read_weights, rounded
 
@@ -65,18 +67,20 @@ def build_model(
     if state is not None and "num_classes" not in settings:
         settings = settings | head_width(name, state)
     pretrained = pretrained and folder is None and state is None
+    from_hub = pretrained or name.startswith("hf-hub:")  # whose architecture is on the Hub, too
     try:
-        model = load_model(folder, **settings) if folder else timm.create_model(name, pretrained=pretrained, **settings)
+        with without_retries() if from_hub else contextlib.nullcontext():
+            model = load_model(folder, **settings) if folder else timm.create_model(name, pretrained=pretrained, **settings)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot be built with {settings or 'its defaults'}: {error}.") from error
     except Exception as error:
         if "state_dict" in str(error):  # weights are there, but of other shapes
             raise ValueError(f"the weights of {name} do not fit {settings}: {' '.join(str(error).split())[:200]}.") from error
-        if not pretrained and not name.startswith("hf-hub:"):  # whose architecture is on the Hub, too
+        if not from_hub:
             raise
         raise ConnectionError(
-            f"the pretrained weights of {name} cannot be fetched ({str(error).splitlines()[0][:120]}); without a network, "
-            "pass the path of a checkpoint file or of a model folder."
+            f"the pretrained weights of {name} cannot be fetched ({str(error).strip().split(chr(10))[0][:120]}); "
+            f"{WITHOUT_NETWORK}, or pass the path of a checkpoint file or of a model folder."
         ) from error
     if folder is None:
         # Weights of the Hub fill the head only where it has as many classes as theirs.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdnb.hub import WITHOUT_NETWORK, without_retries
 from kdnb.models.folder import write_folder
 from kdnb.text.batches import build_loader
 from kdnb.text.texts import Texts
@@ -145,6 +146,21 @@ def load_classifier(
     return classifier.requires_grad_(not frozen).train(not frozen)
 
 
+def fetch_classifier(name: str):
+    """Fetch what `load_classifier` reads of a model on the Hub: configuration, tokenizer and weights, which are not loaded.
+
+    Raises:
+        ConnectionError, ValueError: see `load_classifier`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with fetching(name), quiet():
+        config = _load_config(name)
+        load_tokenizer(name, config)
+        AutoModelForSequenceClassification.from_pretrained(name, config=config, device_map="meta")
+        published_file(name, "generation_config.json")  # of a language model that scores the names of the classes
+
+
 def save_classifier(classifier: TextClassifier, folder: str | Path, *, card: str | None = None):
     """Write model and tokenizer such that `AutoModelForSequenceClassification` and `AutoTokenizer` load them from `folder`."""
 
@@ -238,12 +254,13 @@ def _set_padding(name: str, tokenizer, config):
 def fetching(name: str):
     """Turn a model that cannot be had into a ConnectionError with its name."""
     try:
-        yield
+        with without_retries() if not Path(name).is_dir() else contextlib.nullcontext():
+            yield
     except OSError as error:
         reason = " ".join(str(error).split())[:140]
         raise ConnectionError(
-            f"model {name} is no folder here and cannot be reached on the Hugging Face Hub ({reason}); give a model folder, or a "
-            "network that reaches huggingface.co."
+            f"model {name} is no folder here and cannot be reached on the Hugging Face Hub ({reason}); {WITHOUT_NETWORK}, or "
+            "give a model folder."
         ) from error
 
 
