@@ -69,6 +69,17 @@ def test_each_task_of_the_array_makes_its_part(start, tmp_path):
         assert outputs(tmp_path / f"outputs/precompute_{task}.ipynb") == f"{task} 2 2 there\n"
 
 
+@pytest.mark.parametrize("script, threads", [("precompute.sbatch", "12"), ("train.sbatch", "6")])
+@pytest.mark.parametrize("users", [None, "5"])
+def test_threads_are_what_slurm_gave_where_the_user_does_not_say(start, tmp_path, script, threads, users):
+    """A stand-in for python says what it was started with; of training, each of two processes gets half."""
+    (tmp_path / "bin/python").write_text('#!/bin/bash\necho "threads $OMP_NUM_THREADS"\n')
+    (tmp_path / "bin/python").chmod(0o755)
+    given = {"SLURM_CPUS_PER_TASK": "12", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "here", "GPUS": "2"}
+    printed = start(script, OMP_NUM_THREADS=users or "", **given).communicate()[0]
+    assert f"threads {users or threads}\n" in printed
+
+
 @pytest.fixture
 def shipped(start, tmp_path, monkeypatch):
     """Function that runs precompute.sbatch with the params file and the notebook that it names itself, on a small data set with
