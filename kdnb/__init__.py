@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
+import_module("kdnb.notebook_errors").register()
+
 __version__ = version("kdnb")
 
 _HOMES = {

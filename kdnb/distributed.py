@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -136,12 +135,7 @@ def rank_0_first() -> Iterator[None]:
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and can be started again. A notebook shows its sentence alone."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows. The frames that raised it let go of their tensors, which the next run may need room for."""
-        traceback.clear_frames(self.__traceback__)
-        return [str(self)]
+    """The run was asked to stop, and can be started again."""
 
 
 class StopFlag:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
@@ -153,20 +152,3 @@ def test_what_the_process_ignores_stays_ignored(came):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop_flag.signal_name == ""
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-
-def test_a_notebook_shows_one_sentence_and_the_frames_let_go_of_what_they_held():
-    class Large:
-        pass
-
-    def train():
-        large = Large()
-        weakref.finalize(large, ended.append, "let go")
-        raise Preempted("a was interrupted")
-
-    ended = []
-    with pytest.raises(Preempted) as raised:
-        train()
-    assert ended == []
-    assert raised.value._render_traceback_() == ["a was interrupted"]
-    assert ended == ["let go"]

@@ -112,8 +112,8 @@ def test_an_interrupted_cell_ends_at_once_and_run_again_it_goes_on(notebook, cas
         notebook.kernel.interrupt_kernel()
     reply = notebook.reply()
     assert reply["ename"] == error
+    assert len(reply["traceback"]) == 1 and reply["traceback"][0].startswith(f"{error}: ")  # a sentence, no frames
     if error == "Preempted":
-        assert reply["traceback"] == [reply["evalue"]]
         assert reply["evalue"].startswith(f"{case} was interrupted and wrote a checkpoint at step {step}; run this cell again")
     assert notebook.value("run.checkpoints()[-1].name") == f"'step_{step:08d}.pt'"
     assert notebook.run("pauses = iter(())")["status"] == notebook.run(TRAIN)["status"] == "ok"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,11 @@ def papermill(notebook: str, out: Path, *arguments: str) -> subprocess.Completed
 )
 def test_bad_input_ends_with_its_sentence(tmp_path, arguments, sentence):
     result = papermill("train_fixed", tmp_path, *arguments)
-    assert result.returncode == 1 and sentence in result.stderr
+    *_, last = result.stderr.rstrip().splitlines()
+    assert result.returncode == 1 and sentence in last
+    (error,) = [output for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells for output in cell.get("outputs", ())
+                if output.output_type == "error"]  # fmt: skip
+    assert last == f"{error.ename}: {error.evalue}" and error.traceback == [last]
 
 
 def test_a_run_from_raw_images_with_soft_targets_local_crops_and_strings(tmp_path):

@@ -83,14 +83,13 @@ def test_a_parameter_of_another_notebook_is_named_as_such():
         check_params(given(samples_per_epoch=25), "train_fixed")
 
 
-def test_one_error_lists_every_fault_and_a_notebook_shows_nothing_else():
+def test_one_error_lists_every_fault():
     values = given(fixed_shard=25, batch_size=0, alpha=2)
     del values["seed"]
     with pytest.raises(ParameterError) as error:
         check_params(values, "train_fixed")
     lines = str(error.value).split("\n")
     assert len(lines) == 4 and {line.split()[0] for line in lines} == {"train_fixed", "batch_size", "alpha", "seed"}
-    assert error.value._render_traceback_() == [f"ParameterError: {error.value}"]
 
 
 def test_without_sources_everything_is_given_but_imports_and_what_every_kernel_holds():

@@ -14,7 +14,7 @@ import kdnb
 ROOT = Path(__file__).resolve().parent.parent
 # Layer of each module or folder; a module imports only from layers above its own, that is, with a smaller number.
 LAYERS = {
-    0: "kdnb.files kdnb.distributed kdnb.hub kdnb.params kdnb.runs kdnb.losses kdnb.progress",
+    0: "kdnb.files kdnb.distributed kdnb.hub kdnb.params kdnb.runs kdnb.losses kdnb.progress kdnb.notebook_errors",
     1: "kdnb.data kdnb.models",
     2: "kdnb.text.texts kdnb.text.docstrings kdnb.text.text_data kdnb.text.tokenizer kdnb.text.tokens kdnb.text.batches "
     "kdnb.text.classifier kdnb.text.small_text "

@@ -16,10 +16,7 @@ _MARK = ' style="font-weight: bold; background: rgba(230, 159, 0, 0.2)"'
 
 
 class ParameterError(ValueError):
-    """Parameters are refused; a notebook shows the sentences alone, because no traceback would tell more."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
+    """Parameters are refused, with a sentence for each of them."""
 
 
 class Parameters(SimpleNamespace):
