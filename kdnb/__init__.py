@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
-import_module("kdnb.notebook_errors").register()
+import_module("kdnb.notebook_errors").register()  # does nothing outside IPython
 
 __version__ = version("kdnb")
 

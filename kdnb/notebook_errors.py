@@ -56,9 +56,9 @@ def _show(shell, kind: type[BaseException], error: BaseException, trace, tb_offs
     if sentence is None or shell.call_pdb:  # %pdb: the user looks at the frames next
         shell.showtraceback(running_compiled_code=True)
         return
-    error._render_traceback_ = lambda: [sentence]  # what IPython shows instead of frames; of an error output, HTML is no part
+    vars(error)["_render_traceback_"] = lambda: [sentence]  # what IPython then shows; HTML can be no part of it
     shell.showtraceback(running_compiled_code=True)
-    del error._render_traceback_  # %tb shows the frames
+    del vars(error)["_render_traceback_"]  # so that %tb shows the frames
     lines = "".join(traceback.format_exception(kind, error, trace.tb_next))  # without IPython's frame, which is the first
     display({"text/html": _FOLDED.format(html.escape(lines)), "text/plain": _HINT}, raw=True)
     release_frames(error)
