@@ -9,6 +9,7 @@ import pytest
 import yaml
 from papermill import execute_notebook, inspect_notebook
 
+from kdnb.fetch import notebook_of
 from kdnb.params import TABLE, check_params
 from kdnb.params.cell import cell_source, literal, write_cell
 
@@ -95,11 +96,6 @@ def test_the_training_notebooks_differ_in_one_cell():
 
 
 PARAMS_FILES = sorted((ROOT / "params").glob("*.yaml"))
-
-
-def notebook_of(path: Path) -> str:
-    """The notebook that a params file says it is for, in its command line."""
-    return re.search(r"#\s+papermill notebooks/(\w+)\.ipynb", path.read_text())[1]
 
 
 @pytest.mark.parametrize("path", PARAMS_FILES, ids=lambda path: path.stem)
