@@ -164,7 +164,7 @@ def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # either may mean that it is held
-            holder = os.pread(file, 500, 0).decode(errors="replace") or "another process"
+            holder = _read_holder(file)
             if not wait:
                 raise Held(holder) from None
             print(f"{path} is held by {holder}; waiting for it", flush=True)
@@ -178,3 +178,12 @@ def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         _HELD.discard(own)
         os.close(file)
+
+
+def _read_holder(file: int) -> str:
+    """Who holds the open lock file: its holder writes that a moment after it has the lock."""
+    for _ in range(20):
+        if holder := os.pread(file, 500, 0).decode(errors="replace"):
+            return holder
+        time.sleep(0.01)
+    return "another process"
