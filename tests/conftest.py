@@ -12,6 +12,8 @@ import torch
 from caches import write_cache
 from hub import Hub
 
+from kdnb.distillation.teacher_model import builtin_teacher
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,6 +24,17 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder.name}/: set KDNB_REAL_DATA to a folder with cifar10/, cifar_resnet/, ...")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def digits_teacher() -> Path:
+    """outputs/teacher_digits of this checkout, which the notebooks use as well: trained once for all tests that copy it."""
+    here = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        return builtin_teacher().parent
+    finally:
+        os.chdir(here)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import doctest
 import pkgutil
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -31,9 +32,11 @@ def examples() -> list[doctest.DocTest]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """One for all, so that the built-in teacher is trained once."""
-    return tmp_path_factory.mktemp("examples")
+def folder(tmp_path_factory, digits_teacher) -> Path:
+    """One for all, in which the built-in teacher is trained already."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(digits_teacher, folder / "outputs/teacher_digits")
+    return folder
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda test: test.name.removeprefix("kdnb."))

@@ -92,9 +92,10 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(hub_server, tmp_path_factory):
+def project(hub_server, tmp_path_factory, digits_teacher):
     root = tmp_path_factory.mktemp("project")
     stand_ins.timm_model(hub_server.folder / "models", "vit_base_patch14_dinov2.lvd142m")
+    shutil.copytree(digits_teacher, root / "outputs/teacher_digits")
     stand_ins.cifar_teacher(root / "outputs/weights/resnet56-4bfd9763.th")
     hub_server.requests.clear()
     project = Project(root, hub_server)
