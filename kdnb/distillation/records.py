@@ -89,5 +89,5 @@ def epoch_line(record: dict, epochs: int, *, unit: str = "image") -> str:
     return (
         f"epoch {record['epoch'] + 1}/{epochs} | step {record['step']} | {losses} | learning rate "
         f"{record['learning_rate']:.2e} | {record['num_images'] / seconds:,.0f} {unit}s/s | data wait "
-        f"{record['data_wait_s']:.2f} s ({record['data_wait_s'] / seconds:.1%}) | step {record['step_s']:.2f} s"
+        f"{record['data_wait_s']:.2f} s ({record['data_wait_s'] / seconds:.1%}) | compute {record['step_s']:.2f} s"
     )

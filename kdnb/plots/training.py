@@ -56,7 +56,7 @@ def step_time(records: Sequence[dict]):
     wait, step = (np.array([record[part] for record in records], dtype=float) for part in ("data_wait_s", "step_s"))
     total = wait.sum() + step.sum()
     figure, axes = new_figure()
-    axes.bar(epochs, step, color=COLOURS[0], label="step")
+    axes.bar(epochs, step, color=COLOURS[0], label="compute")
     axes.bar(epochs, wait, bottom=step, color=COLOURS[4], label="data wait")
     set_title(axes, f"Waiting for data took {wait.sum() / (total or 1):.1%} of {format_duration(total)}")
     axes.set(xlabel="epoch", ylabel="time (s)")
@@ -77,7 +77,7 @@ def step_parts(rows: dict[str, dict[str, float]]):
     step, wait = (np.array([row[part] for row in rows.values()], dtype=float) for part in ("step_ms", "wait_ms"))
     places, total = np.arange(len(rows)), step + wait
     figure, axes = new_figure(size=(7.5, 1.6 + 0.45 * max(len(rows), 1)))
-    axes.barh(places, step, color=COLOURS[0], height=0.7, label="step")
+    axes.barh(places, step, color=COLOURS[0], height=0.7, label="compute")
     axes.barh(places, wait, left=step, color=COLOURS[4], height=0.7, label="data wait")
     for place, width, share in zip(places, total, wait / total, strict=True):
         annotate_end(axes, f"{width:.3g} ms, {share:.0%} waiting", width, float(place))

@@ -69,7 +69,7 @@ def test_the_clock_splits_waiting_from_the_rest(monkeypatch):
 def test_the_line_of_an_epoch():
     line = epoch_line(merge([record(1, 0.5), record(2, 0.25)]), epochs=3)
     assert line == (
-        "epoch 1/3 | step 2 | loss 0.3750 | learning rate 5.00e-02 | 16 images/s | data wait 1.00 s (25.0%) | step 3.00 s"
+        "epoch 1/3 | step 2 | loss 0.3750 | learning rate 5.00e-02 | 16 images/s | data wait 1.00 s (25.0%) | compute 3.00 s"
     )
 
 
