@@ -49,4 +49,4 @@ def test_a_run_from_raw_images_with_soft_targets_local_crops_and_strings(tmp_pat
     result = papermill("train_optimized", tmp_path, *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     text = (tmp_path / "out.ipynb").read_text()
-    assert "teacher on held-out images: accuracy 0.9" in text and "6 steps, 192 images" in text
+    assert "teacher's own head on held-out images, 95% interval: accuracy 0.9" in text and "6 steps, 192 images" in text

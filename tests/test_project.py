@@ -14,12 +14,13 @@ import kdnb
 ROOT = Path(__file__).resolve().parent.parent
 # Layer of each module or folder; a module imports only from layers above its own, that is, with a smaller number.
 LAYERS = {
-    0: "kdnb.files kdnb.distributed kdnb.hub kdnb.params kdnb.runs kdnb.losses kdnb.progress kdnb.notebook_errors",
+    0: "kdnb.files kdnb.distributed kdnb.hub kdnb.params kdnb.runs kdnb.losses kdnb.progress kdnb.notebook_errors "
+    "kdnb.evaluation.statistics",
     1: "kdnb.data kdnb.models",
     2: "kdnb.text.texts kdnb.text.docstrings kdnb.text.text_data kdnb.text.tokenizer kdnb.text.tokens kdnb.text.batches "
     "kdnb.text.classifier kdnb.text.small_text "
     "kdnb.evaluation.features kdnb.evaluation.probe kdnb.evaluation.knn kdnb.evaluation.quality kdnb.evaluation.compare "
-    "kdnb.evaluation.evaluator kdnb.evaluation.statistics kdnb.plots",
+    "kdnb.evaluation.evaluator kdnb.plots",
     4: "kdnb.evaluation kdnb.text kdnb.papermill",
     5: "kdnb.distillation.checks kdnb.distillation.run kdnb.distillation.tour kdnb.fetch",
     3: "kdnb.distillation",

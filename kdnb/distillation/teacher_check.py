@@ -7,6 +7,7 @@ import torch
 
 from kdnb.data.views import CleanTransform
 from kdnb.distillation.teacher import LiveTeacher, Teacher
+from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.losses import entropy, labels_fit
 
 WAYS = (
@@ -34,7 +35,9 @@ def check_head(teacher: Teacher, held_out):
         return measure_teacher(LiveTeacher(teacher.load()), held_out.batches(0), CleanTransform(size=index["image_size"]))
 
     scores = teacher.memoize("knowledge", index["fingerprint"], measure)
-    print("teacher on held-out images: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    interval = "{:.3f} to {:.3f}".format(*accuracy_interval(scores["accuracy"], scores["examples"]))
+    shown = {name: f"{value:.4g}" for name, value in scores.items()} | {"accuracy": f"{scores['accuracy']:.3f} ({interval})"}
+    print("teacher's own head on held-out images, 95% interval: " + ", ".join(f"{name} {text}" for name, text in shown.items()))
     require_better_than_chance(scores, head_is_random=teacher.head_is_random)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from kdnb.evaluation.features import check_labels, stratified_split
 from kdnb.evaluation.quality import agreement, classification_scores
+from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.files import write_atomically, write_json
 from kdnb.models.vision import count_parameters
 
@@ -69,6 +70,7 @@ class ModelReport:
         name: in the picture. model: for its parameters, its size and its mode.
         logits: float32 [N, C] of the test rows, the same on both sides.
         one: runs the model forward on one example. many: on a batch of `batch_size`. Their inputs lie on the device.
+        predicts: what made the logits, "own head" or "linear probe": two different measures of one model.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ModelReport:
     one: Callable[[], object]
     many: Callable[[], object]
     batch_size: int
+    predicts: str = "own head"
 
 
 def compare_models(
@@ -105,7 +108,8 @@ def compare_models(
         {"teacher": {...}, "student": {...}, "agreement", "ratios" (student / teacher, and speed-ups), "rows", "classes",
         "device", "threads", "rounds"}; what cannot be known is None. A side has "name", "parameters", "bytes",
         "batch_size", "latency_ms" {"median", "p10", "p90"}, "throughput" (examples/s, median), and with labels also
-        "accuracy", "macro_f1", "per_class_accuracy", "temperature", "calibration_error", "calibration_error_scaled".
+        "accuracy", "accuracy_interval" (95%, Wilson's), "predicts", "macro_f1", "per_class_accuracy", "temperature",
+        "calibration_error", "calibration_error_scaled".
 
     Raises:
         ValueError: logits of other shapes or not finite, labels of another length or out of range, other class names.
@@ -127,6 +131,8 @@ def compare_models(
         held_out = stratified_split(labels, fraction=0.5, seed=seed) if several else None
         for role in sides:
             measured[role] |= classification_scores(logits[role], labels, held_out)
+            interval = accuracy_interval(measured[role]["accuracy"], rows)
+            measured[role] |= {"accuracy_interval": list(interval), "predicts": sides[role].predicts}
     speeds, counted = _speed(sides, device=device, rounds=rounds, seconds=seconds)
     measured = {role: measured[role] | speeds[role] for role in sides}
     results = measured | {

@@ -14,6 +14,7 @@ from kdnb.evaluation.compare import ModelReport, compare_models
 from kdnb.evaluation.evaluator import Evaluator, Scores
 from kdnb.evaluation.quality import agreement, expected_calibration_error, linear_cka
 from kdnb.evaluation.report import Evaluation, gap_closed
+from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.evaluation.trained_run import TrainedRun, best_model, load_student, load_teacher, open_run, random_student
 from kdnb.runs import Run, anchored
 
@@ -33,8 +34,9 @@ def evaluate(
         image_column, label_column, streaming: how `dataset` is read, see `kdnb.data.sources.open_source`.
 
     Returns:
-        A list of dicts, which prints as a table: the references first, then every checkpoint. "probe" and "knn" are top-1
-        accuracies from 0 to 1, "probe_gap_closed" the share of the way from the higher floor to the teacher.
+        A list of dicts, which shows itself as a table: the references first, then every checkpoint. "probe" and "knn" are
+        top-1 accuracies from 0 to 1 on "test_images" held-out images, "probe_low" to "probe_high" (and "knn_...") their 95%
+        intervals (Wilson 1927), "probe_gap_closed" the share of the way from the higher floor to the teacher.
 
     Raises:
         FileNotFoundError: no run there, or no checkpoint yet. ValueError: no labels, or no such split.
@@ -135,11 +137,13 @@ def evaluate_run(run: TrainedRun, evaluator: Evaluator) -> Evaluation:
 
 
 def _line(scores: Scores, references: dict[str, Scores], **where) -> dict:
-    """One line of the table: `where`, accuracies, the share of the gap that they close, feature quality, likeness to the
-    teacher. The probe's logits stand in for a head that a feature student does not have."""
+    """One line of the table: `where`, accuracies and their intervals, the share of the gap that they close, feature quality,
+    likeness to the teacher. The probe's logits stand in for a head that a feature student does not have."""
     teacher = references["teacher"]
-    line = where | {"probe": scores.probe, "knn": scores.knn}
+    images = len(scores.test.labels)
+    line = where | {"probe": scores.probe, "knn": scores.knn, "test_images": images}
     for name in ("probe", "knn"):
+        line[f"{name}_low"], line[f"{name}_high"] = accuracy_interval(line[name], images)
         line[f"{name}_gap_closed"] = gap_closed(line[name], {model: getattr(its, name) for model, its in references.items()})
     line |= scores.quality
     line["cka_teacher"] = linear_cka(scores.test.features, teacher.test.features)
@@ -164,8 +168,8 @@ def compare_to_teacher(run: TrainedRun, evaluator: Evaluator, scores: dict[str, 
         own = scores[name].test.logits
         fits = own is not None and own.shape[1] == len(evaluator.classes) and not model.head_is_random
         calls = {"one": lambda model=model: model(inputs[:1]), "many": lambda model=model: model(inputs)}
-        logits = own if fits else scores[name].logits
-        sides.append(ModelReport(name=name, model=model.model, logits=logits, batch_size=len(inputs), **calls))
+        logits, predicts = (own, "own head") if fits else (scores[name].logits, "linear probe")
+        sides.append(ModelReport(name, model.model, logits, batch_size=len(inputs), predicts=predicts, **calls))
     labels = scores["student"].test.labels
     return compare_models(*sides, labels=labels, classes=evaluator.classes, device=evaluator.device, folder=folder)
 

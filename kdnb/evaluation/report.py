@@ -1,19 +1,48 @@
-"""The results of an evaluation as lines of a table, files, text and curves."""
+"""The results of an evaluation as tables, files and curves."""
 
 import csv
+import html
 import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from kdnb.evaluation.evaluator import Scores
+from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.evaluation.sweep import Planned
 from kdnb.files import write_atomically
+from kdnb.progress import choose_mode
 from kdnb.runs import Run
 
+GAP_CLOSED = "gap closed: share of the way from the higher floor (raw pixels, random student) to the teacher"
+_NAMES, _NUMBERS = ("run", "model"), ("step", "probe", "95% interval", "k-NN", "95% interval", "gap closed", "rank", "CKA")
 
-class Evaluation(list):
-    """What the checkpoints of one run are worth: a dict for each line of the table; printed, its main columns.
+
+class Table(list):
+    """Lines of evaluations, a dict each, which show their main columns: as text, and in JupyterLab as an HTML table."""
+
+    def __repr__(self) -> str:
+        return format_table(self)
+
+    def _repr_html_(self) -> str | None:
+        """None where nobody looks: what nbval compares and papermill stores is then the text."""
+        if choose_mode() != "widgets":
+            return None
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            sides = ["left"] * len(_NAMES) + ["right"] * len(_NUMBERS)
+            pairs = zip(sides, cells, strict=True)
+            return "<tr>" + "".join(f'<{tag} style="text-align: {s}">{html.escape(cell)}</{tag}>' for s, cell in pairs) + "</tr>"
+
+        rows = row((*_NAMES, *_NUMBERS), "th"), *(row(_cells(line), "td") for line in self)
+        note = "<br>".join(html.escape(sentence) for sentence in _caption(self))
+        caption = f'<caption style="caption-side: bottom; text-align: left">{note}</caption>'
+        look = 'class="kdnb-evaluation" style="font-variant-numeric: tabular-nums"'
+        return f"<table {look}>{caption}{''.join(rows)}</table>"
+
+
+class Evaluation(Table):
+    """What the checkpoints of one run are worth: a dict for each line of the table.
 
     The references come first ("model" is raw pixels, random student or teacher), then every checkpoint ("student"), oldest
     first, and "best model" where another epoch than the last was the best.
@@ -25,9 +54,6 @@ class Evaluation(list):
     def __init__(self, lines: Sequence[dict], scores: Mapping[str, Scores]):
         super().__init__(lines)
         self.scores = dict(scores)
-
-    def __str__(self) -> str:
-        return format_table(self)
 
     @property
     def references(self) -> dict[str, float]:
@@ -72,16 +98,45 @@ def write_table(out: Run, lines: Sequence[dict]):
 
 
 def format_table(lines: Sequence[dict]) -> str:
-    """The main columns as text."""
-    rows = [("run", "model", "step", "probe", "k-NN", "gap", "rank", "CKA")]
-    for line in lines:
-        gap = "" if line["probe_gap_closed"] is None else f"{line['probe_gap_closed']:.0%}"
-        row = (line["run"], line["model"], f"{line['step']:,}", f"{line['probe']:.3f}", f"{line['knn']:.3f}", gap)
-        cka = "" if line["cka_teacher"] is None else f"{line['cka_teacher']:.2f}"
-        rows.append((*row, f"{line['effective_rank']:.1f}", cka))
+    """The main columns as text, numbers aligned at the right, and below them what they measure."""
+    rows = [(*_NAMES, *_NUMBERS), *map(_cells, lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ([cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join("  ".join(row).rstrip() for row in padded)
+    sides = [str.ljust] * len(_NAMES) + [str.rjust] * len(_NUMBERS)
+    aligned = ([pad(cell, w) for pad, cell, w in zip(sides, row, widths, strict=True)] for row in rows)
+    return "\n".join(["  ".join(row).rstrip() for row in aligned] + _caption(lines))
+
+
+def format_accuracies(accuracies: Mapping[str, float], *, images: int) -> str:
+    """What is measured, and a line for each linear probe's accuracy by name, with its 95% interval for so many test images."""
+    lines = [f"accuracy of a linear probe on {images:,} held-out images, with the 95% interval (Wilson's) for that number"]
+    for name, value in accuracies.items():
+        low, high = accuracy_interval(value, images)
+        lines.append(f"{name:17s} {value:.3f} ({low:.3f} to {high:.3f})")
+    return "\n".join(lines)
+
+
+def _cells(line: Mapping) -> tuple[str, ...]:
+    """A line's cells; empty where something could not be measured."""
+
+    def number(name: str, form: str) -> str:
+        return "" if line[name] is None else format(line[name], form)
+
+    def accuracy(name: str) -> tuple[str, str]:
+        return number(name, ".3f"), f"{line[f'{name}_low']:.3f} to {line[f'{name}_high']:.3f}"
+
+    quality = number("probe_gap_closed", ".0%"), number("effective_rank", ".1f"), number("cka_teacher", ".2f")
+    return (str(line["run"]), line["model"], number("step", ","), *accuracy("probe"), *accuracy("knn"), *quality)
+
+
+def _caption(lines: Sequence[dict]) -> list[str]:
+    """What the columns hold, in sentences."""
+    images = " or ".join(f"{count:,}" for count in sorted({line["test_images"] for line in lines}))
+    return [
+        f"probe, k-NN: accuracy on {images} held-out images of a linear probe and of weighted k-NN, both on frozen features",
+        "95% interval: Wilson's, for that number of images; another training seed may differ by more",
+        f"{GAP_CLOSED}, by the probe",
+        "rank: effective rank of the features; CKA: their likeness to the teacher's",
+    ]
 
 
 def regime_curves(planned: Sequence[Planned], evaluations: Sequence[Evaluation]) -> dict[str, tuple[list[int], np.ndarray]]:

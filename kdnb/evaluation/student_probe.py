@@ -26,14 +26,14 @@ class Probe:
 
     Attributes:
         available: False where there is no held-out split, or labels are missing or no classes; `why_not` says which.
-        facts: what tells the data, to keep an accuracy by.
+        facts: what tells the data, to keep an accuracy by. test_images: how many judge; 0 where there is no probe.
     """
 
     def __init__(
         self, *, cache_dir: str | Path, probe_samples: int, dataset: str, eval_split: str | None, image_size: int, resize: str,
         image_column: str | None = None, label_column: str | None = None, streaming: bool = False, num_workers: int = 0,
     ):  # fmt: skip
-        self.available, self.why_not = False, "eval_split is None"
+        self.available, self.why_not, self.test_images = False, "eval_split is None", 0
         if eval_split is None:
             return
         self.train = drawn_batches(anchored(cache_dir), probe_samples)
@@ -53,7 +53,7 @@ class Probe:
         self.view = CleanTransform(size=image_size, **self.stored)
         held_out = self.test.dataset.reader.index["fingerprint"]
         self.facts = [cached.index["fingerprint"], len(cached), self.train.num_samples(0), held_out]
-        self.available, self.why_not = True, ""
+        self.available, self.why_not, self.test_images = True, "", self.test.num_samples(0)
 
     def accuracy(self, model: nn.Module) -> float:
         """Held-out accuracy of a linear probe on the model's frozen features."""

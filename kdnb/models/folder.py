@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from operator import methodcaller
 from pathlib import Path
 
+from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.files import write_atomically
 from kdnb.models.weights import TimmModel
 
@@ -126,7 +127,7 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
 
     Args:
         config: a run's config.json; "source", where it is there, names the images that were learnt from. summary: its
-            summary.json; "probe_accuracy" {name: number} holds the scores.
+            summary.json; "probe_accuracy" {name: number} holds the scores, "probe_test_images" of how many images.
         inputs: "mean" and "std" that images are normalised with.
     """
     from huggingface_hub import ModelCardData
@@ -146,8 +147,13 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
         "seed": p["seed"],
         "made with": ", ".join(f"{name} {number}" for name, number in config["versions"].items()),
     }
-    scores = [f"| {name} | {value:.3f} |" for name, value in (summary.get("probe_accuracy") or {}).items()]
-    table = ["Accuracy of a linear probe on held-out images:", "", "| features | accuracy |", "| --- | --- |", *scores]
+    images = summary.get("probe_test_images")  # not in the summaries of earlier versions
+    scores = []
+    for name, value in (summary.get("probe_accuracy") or {}).items():
+        interval = " ({:.3f} to {:.3f})".format(*accuracy_interval(value, images)) if images else ""
+        scores.append(f"| {name} | {value:.3f}{interval} |")
+    of = f"{images:,} held-out images (95% interval: Wilson's)" if images else "held-out images"
+    table = [f"Accuracy of a linear probe on {of}:", "", "| features | accuracy |", "| --- | --- |", *scores]
     tags = ["knowledge-distillation", "timm"]
     own = p["student"].startswith("cifar_resnet")
     return _CARD.format(

@@ -40,7 +40,7 @@ def comparison_figure(results: dict):
     turns = f"medians of {results['rounds']['one']} single examples and {results['rounds']['many']} batches, by turns"
     threads = f"{results['threads']} thread{'s' * (results['threads'] != 1)}"
     same = f"Both predict the same class for {_percent(results['agreement'])} of {results['rows']:,} test rows."
-    note = f"{same}\nSpeed on {results['device']}, {threads}: {turns}; whiskers: 10 to 90%."
+    note = f"{same}{_accuracies(sides)}\nSpeed on {results['device']}, {threads}: {turns}; whiskers: 10 to 90%."
     figure.supxlabel(note, fontsize=9.5, color="0.35", x=0.01, ha="left")
     return figure
 
@@ -109,6 +109,14 @@ def _finding(results: dict) -> str:
         kept = f"{verb} {_percent(ratios['accuracy'])} of the teacher's accuracy"
     speed = f"{_times(ratios['latency_speedup'])} on one example, {_times(ratios['throughput_speedup'])} in batches"
     return f"The student {kept} with {_percent(ratios['parameters'])} of its parameters,\n{speed}"
+
+
+def _accuracies(sides: Sequence[dict]) -> str:
+    """A sentence on what either accuracy is of; none for results of earlier versions, which do not say it."""
+    if not all("accuracy_interval" in side for side in sides):
+        return ""
+    measures = [f"{side['name']}: {side['predicts']}, {'{:.3f} to {:.3f}'.format(*side['accuracy_interval'])}" for side in sides]
+    return f"\nAccuracy, and its 95% interval (Wilson's): {'; '.join(measures)}."
 
 
 def _percent(share: float | None) -> str:

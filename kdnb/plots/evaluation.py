@@ -185,32 +185,33 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     return figure
 
 
-def bars(values: dict[str, float], *, xlabel: str, title: str, errors: dict | None = None, reference: tuple | None = None):
+def bars(values: dict[str, float], *, xlabel: str, title: str, intervals: dict | None = None, reference: tuple | None = None):
     """One horizontal bar a name, the first on top, with its number beside it.
 
     Args:
-        values: no bar for a value that is not finite, but `n/a`. errors: half-widths of intervals, by name.
+        values: no bar for a value that is not finite, but `n/a`. intervals: (low, high) by name, drawn as whiskers.
         reference: name and value of a dashed line, such as ("chance", 0.1).
     """
-    errors, rows = errors or {}, np.arange(len(values))
+    rows = np.arange(len(values))
     widths = np.array([value if math.isfinite(value) else 0.0 for value in values.values()])
-    whiskers = np.array([errors.get(name, 0.0) for name in values])
+    ends = np.array([(intervals or {}).get(name, (width, width)) for name, width in zip(values, widths, strict=True)])
+    low, high = ends.reshape(-1, 2).T
     figure, axes = new_figure(size=(7.0, 1.2 + 0.42 * max(len(values), 1)))
     axes.barh(rows, widths, color=COLOURS[0], height=0.7)
-    if whiskers.any():
-        axes.errorbar(widths, rows, xerr=whiskers, fmt="none", ecolor="0.2", capsize=3)
+    if intervals:
+        axes.errorbar(widths, rows, xerr=(widths - low, high - widths), fmt="none", ecolor="0.2", capsize=3)
     small = np.abs(widths).max(initial=0) < 10  # fixed decimals line up
-    for row, (value, width, whisker) in enumerate(zip(values.values(), widths, whiskers, strict=True)):
+    for row, (value, end) in enumerate(zip(values.values(), np.where(widths < 0, low, high), strict=True)):
         text = "n/a" if not math.isfinite(value) else f"{value:.3f}" if small else format_number(value)
-        annotate_end(axes, text, width + (-whisker if width < 0 else whisker), row, left=width < 0)
+        annotate_end(axes, text, end, row, left=value < 0)
     if reference is not None:
         axes.axvline(reference[1], color="0.3", linestyle="--", linewidth=1.2)
         xlabel = f"{xlabel} (dashed: {reference[0]} {reference[1]:.3g})"
     if not values:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center")
-    ends = [0.0, *(widths - whiskers), *(widths + whiskers), *([] if reference is None else [reference[1]])]
-    low, high = min(ends), max(ends)
-    axes.set_xlim(low - (0.15 * (high - low) if low < 0 else 0), high + (0.15 * (high - low) or 1))
+    drawn = [0.0, *low, *high, *([] if reference is None else [reference[1]])]
+    least, most = min(drawn), max(drawn)
+    axes.set_xlim(least - (0.15 * (most - least) if least < 0 else 0), most + (0.15 * (most - least) or 1))
     axes.set(yticks=rows, yticklabels=list(values), ylim=(max(len(values), 1) - 0.4, -0.6), xlabel=xlabel)
     set_title(axes, title)
     return figure

@@ -59,7 +59,8 @@ def test_every_checkpoint_is_judged_between_floors_and_ceiling(tmp_path):
     out = Run("out", {}, outputs=tmp_path)
     report.write_table(out, lines)
     assert len(out.read("evaluation.json")) == 5 and (out.folder / "evaluation.csv").read_text().count("\n") == 6
-    assert len(str(lines).splitlines()) == 6
+    assert len(str(lines).splitlines()) == 6 + 4 and "on 297 held-out images" in str(lines)
+    assert lines[-1]["test_images"] == 297 and lines[-1]["probe_low"] < lines[-1]["probe"] < lines[-1]["probe_high"]
 
 
 def test_the_best_model_is_judged_where_it_is_another_epoch_than_the_last(tmp_path):
@@ -145,6 +146,7 @@ def test_a_teacher_of_other_classes_is_judged_by_its_features(tmp_path):
     assert "agreement_teacher" not in lines[-1]
     results = evaluate.compare_to_teacher(run, evaluator, lines.scores, tmp_path / "out")
     assert results["teacher"]["accuracy"] == pytest.approx(lines.scores["teacher"].probe)
+    assert results["teacher"]["predicts"] == "linear probe"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison_results.json", "teacher_student_comparison.png"}
 
 

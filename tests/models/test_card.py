@@ -17,6 +17,7 @@ PARAMETERS = {
 CONFIG = {"parameters": PARAMETERS, "versions": {"kdnb": "0.1.0"}}
 INPUTS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
 SUMMARY = {"steps": 15, "images_seen": 960, "unique_seen": 500, "probe_accuracy": {"teacher": 0.98, "distilled student": 0.5}}
+SUMMARY |= {"probe_test_images": 300}
 
 
 @pytest.mark.parametrize(
@@ -36,11 +37,13 @@ def test_the_card_states_data_teacher_regime_budget_and_scores():
     card = model_card(CONFIG, SUMMARY, INPUTS)
     for fact in ("cifar_resnet56, weights resnet56.th", "digits, split train, 32x32", "the same 25 shards", "width 8",
                  "15 steps of 64 images in 3 epochs, each capped at 5 steps; 960 images, 500 different ones", "kdnb 0.1.0",
-                 "| distilled student | 0.500 |",
+                 "linear probe on 300 held-out images", "| distilled student | 0.500 (0.444 to 0.556) |",
                  "mean (0.5, 0.4, 0.3) and deviation (0.2, 0.2, 0.2)", "import kdnb.models.cifar_resnet",
                  "local-dir:"):  # fmt: skip
         assert fact in card
     assert ModelCard(card).data.library_name == "timm"  # as the Hub reads it
+    earlier = model_card(CONFIG, {name: value for name, value in SUMMARY.items() if name != "probe_test_images"}, INPUTS)
+    assert "| distilled student | 0.500 |" in earlier
     assert "None were measured" in model_card(CONFIG, SUMMARY | {"probe_accuracy": {}}, INPUTS)
 
 

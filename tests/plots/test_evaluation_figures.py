@@ -77,13 +77,13 @@ def test_a_heat_map_frames_the_best_cell():
 
 def test_bars_carry_their_numbers():
     values = {"raw pixels": 0.91, "student": 0.5, "unknown": math.nan}
-    axes = plots.bars(values, xlabel="accuracy", title="t", errors={"student": 0.1}, reference=("chance", 0.1)).axes[0]
+    axes = plots.bars(values, xlabel="accuracy", title="t", intervals={"student": (0.4, 0.65)}, reference=("chance", 0.1)).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.91, 0.5, 0.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is on top
     assert [text.get_text() for text in axes.texts] == ["0.910", "0.500", "n/a"]
     (whiskers,) = axes.collections
-    assert np.allclose(whiskers.get_segments()[1], [[0.4, 1], [0.6, 1]])
+    assert np.allclose(whiskers.get_segments()[1], [[0.4, 1], [0.65, 1]])
     assert list(axes.lines[-1].get_xdata()) == [0.1, 0.1] and axes.get_xlabel() == "accuracy (dashed: chance 0.1)"
 
 
