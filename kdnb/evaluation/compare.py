@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -120,7 +121,7 @@ def compare_models(
     rows, count = logits["teacher"].shape
     if classes is not None and len(classes) != count:
         raise ValueError(f"classes holds {len(classes)} names, but the logits have {count} columns; give one for each.")
-    measured = {
+    measured: dict[str, dict[str, Any]] = {
         role: {"name": side.name, "parameters": count_parameters(side.model), "bytes": _bytes_of(side.model)}
         for role, side in sides.items()
     }

@@ -6,6 +6,7 @@ The same calls make the run of `soft_distill_text.ipynb`, its baseline (alpha 0)
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -157,7 +158,7 @@ def compare(
     for name, model, logits in (("teacher", teacher, teacher_logits), ("student", student, None)):
         if logits is None:
             logits = predict(model, data.test, max_length=max_length, batch_size=batch_size)
-        calls = {}
+        calls: dict[str, Any] = {}
         for call, size in (("one", 1), ("many", batch_size)):
             settings = {"max_length": max_length, "batch_size": size, "shuffle": False}
             tokens = next(build_loader(data.test, {"text": model.tokenizer}, **settings).batches(0))["text"]
