@@ -129,15 +129,15 @@ def test_what_other_cells_leave_behind_is_not_looked_at():
 
 
 def test_a_name_that_was_corrected_is_forgotten():
-    wrong = edited("fixed_shards: int = 25", "fixed_shard: int = 20")
+    wrong = edited("fixed_shards: float = 25", "fixed_shard: int = 20")
     with pytest.raises(ValueError, match="has no parameter fixed_shard .given: 20.; did you mean fixed_shards"):
         checked(wrong)
-    assert checked(wrong, CHECK, edited("fixed_shards: int = 25", "fixed_shards: int = 20")).fixed_shards == 20
+    assert checked(wrong, CHECK, edited("fixed_shards: float = 25", "fixed_shards: float = 20")).fixed_shards == 20
 
 
 def test_a_line_that_was_deleted_is_missing_although_the_kernel_still_holds_its_value():
     with pytest.raises(ValueError, match="^fixed_shards is missing; "):
-        checked(CELL, CHECK, edited("fixed_shards: int = 25", ""))
+        checked(CELL, CHECK, edited("fixed_shards: float = 25", ""))
 
 
 def test_what_papermill_injects_counts_until_it_is_injected_anew():

@@ -147,7 +147,7 @@ class RandomSubsetCachedDataset(CachedTensorDataset):
     """
 
     def __init__(
-        self, cache_dir: str | Path, *, samples_per_epoch: int | None = None, shards_per_epoch: int | None = None,
+        self, cache_dir: str | Path, *, samples_per_epoch: int | float | None = None, shards_per_epoch: int | float | None = None,
         draw: str = "independent", random_subset_seed: int = 0, shuffle: str = "none", seed: int = 0, normalise: bool = False,
     ):  # fmt: skip
         subset = {"samples_per_epoch": samples_per_epoch, "shards_per_epoch": shards_per_epoch, "draw": draw}
@@ -159,8 +159,8 @@ class FixedShardSubsetCachedDataset(CachedTensorDataset):
     """The same shards of the cache, each epoch; items as of `CachedTensorDataset`.
 
     Args:
-        fixed_shards: how many shards. fixed_choice: the `first` ones, or a `seeded` choice by `random_subset_seed`.
-            The others as for `CachedTensorDataset`.
+        fixed_shards: how many shards, or (below 1) which share of them. fixed_choice: the `first` ones, or a `seeded` choice by
+            `random_subset_seed`. The others as for `CachedTensorDataset`.
 
     Raises:
         ValueError: more shards than the cache holds; and as for `CachedTensorDataset`.
@@ -175,7 +175,7 @@ class FixedShardSubsetCachedDataset(CachedTensorDataset):
     """
 
     def __init__(
-        self, cache_dir: str | Path, *, fixed_shards: int, fixed_choice: str = "first", random_subset_seed: int = 0,
+        self, cache_dir: str | Path, *, fixed_shards: int | float, fixed_choice: str = "first", random_subset_seed: int = 0,
         shuffle: str = "none", seed: int = 0, normalise: bool = False,
     ):  # fmt: skip
         subset = {"fixed_shards": fixed_shards, "fixed_choice": fixed_choice, "random_subset_seed": random_subset_seed}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from kdnb import distributed
 from kdnb.data.datasets import (
     CachedTensorDataset,
     FixedShardSubsetCachedDataset,
@@ -25,7 +26,7 @@ from kdnb.data.datasets import (
     RawImageDataset,
 )
 from kdnb.data.order import EpochPlan, Order, even_shards
-from kdnb.data.sources import open_source
+from kdnb.data.sources import open_source_of
 from kdnb.runs import anchored
 
 _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
@@ -35,8 +36,8 @@ def build_pretraining_dataloader(
     *, use_cached: bool = True, cache_dir: str | Path = "",
     dataset: str = "", split: str = "train", image_column: str | None = None, label_column: str | None = None,
     streaming: bool = False, image_size: int = 224, resize: str = "crop", cache_shard_size: int = 2048,
-    regime: str = "full", samples_per_epoch: int | None = None, shards_per_epoch: int | None = None, draw: str = "independent",
-    fixed_shards: int | None = None, fixed_choice: str = "first", random_subset_seed: int = 0,
+    regime: str = "full", samples_per_epoch: int | float | None = None, shards_per_epoch: int | float | None = None,
+    draw: str = "independent", fixed_shards: int | float | None = None, fixed_choice: str = "first", random_subset_seed: int = 0,
     shuffle: str = "within_shards", seed: int = 0,
     batch_size: int = 64, max_steps_per_epoch: int | None = None, gradient_accumulation_steps: int = 1,
     num_workers: int = 0, persistent_workers: bool = False, device: str | torch.device = "cpu", reuse_buffers: bool = False,
@@ -46,7 +47,8 @@ def build_pretraining_dataloader(
     Args:
         use_cached: read the shards in `cache_dir`; otherwise decode the images of `dataset` on the fly, cut into shards of
             `cache_shard_size`, at `image_size` and `resize`.
-        dataset ... streaming: see `kdnb.data.sources.open_source`; for images that are decoded on the fly.
+        dataset ... streaming: see `kdnb.data.sources.open_source`; for images that are decoded on the fly. What the cache in
+            `cache_dir` holds out is left out.
         regime ... seed: see `kdnb.data.order.Order`; of the subset's arguments, those of the other regimes are passed over.
         max_steps_per_epoch: optimizer steps, of `gradient_accumulation_steps` batches each, after which an epoch ends.
         num_workers: worker processes; 0 reads a cache with one thread, which is the fastest way.
@@ -86,16 +88,26 @@ def build_pretraining_dataloader(
     if use_cached:
         kinds = {"random": RandomSubsetCachedDataset, "fixed": FixedShardSubsetCachedDataset}
         data = kinds.get(regime, CachedTensorDataset)(anchored(cache_dir), **settings)
+        _say_shares(subset[regime], data.order)
         if num_workers == 0:
             return BatchReader(data, reuse_buffers=reuse_buffers, **plan)
     else:
         columns = {"image_column": image_column, "label_column": label_column}
-        raw = open_source(dataset, split=split, streaming=streaming, **columns)
+        raw = open_source_of(cache_dir, dataset, split=split, streaming=streaming, **columns)
         if raw.num_images is None:
             raise ValueError(f"{dataset} is streamed and has no random access; set use_cached to true and precompute it.")
         order = Order(shard_sizes=even_shards(raw.num_images, cache_shard_size), regime=regime, **settings)
+        _say_shares(subset[regime], order)
         data = RawImageDataset(raw, image_size=image_size, resize=resize, order=order, permutation_seed=0)
     return WorkerLoader(data, num_workers=num_workers, persistent_workers=persistent_workers, **plan)
+
+
+def _say_shares(subset: dict, order: Order):
+    """Print what a size that is a share became."""
+    for name, value in subset.items():
+        if isinstance(value, float) and value < 1 and distributed.rank() == 0:
+            what = f"{order.num_samples:,} images" if name == "samples_per_epoch" else f"{len(order.shard_sizes)} shards"
+            print(f"{name} {value:g} is {getattr(order, name):,} of {what}", flush=True)
 
 
 class EpochLoader(EpochPlan):

@@ -27,7 +27,8 @@ class Order:
         regime: `full` visits everything, `random` a new subset each epoch, `fixed` the same shards each epoch.
         shuffle: `none` keeps stored order; `within_shards` takes the shards in random order and shuffles the rows inside
             each; `all` shuffles across shards. The same for every regime, so that comparing regimes compares nothing else.
-        samples_per_epoch, shards_per_epoch: size of a random epoch; exactly one of them for `random`.
+        samples_per_epoch, shards_per_epoch: size of a random epoch; exactly one of them for `random`. A number below 1 is a share
+            of all, rounded, at least one; the attribute then says how many that is. The same for `fixed_shards`.
         draw: `independent` draws each epoch anew; `dealt` deals without replacement, so that every sample (shard) comes up
             once before any comes up twice.
         fixed_shards: number of shards of `fixed`; `fixed_choice` takes the `first` ones or a `seeded` choice.
@@ -45,10 +46,10 @@ class Order:
     shard_sizes: tuple[int, ...]
     regime: str = "full"
     shuffle: str = "none"
-    samples_per_epoch: int | None = None
-    shards_per_epoch: int | None = None
+    samples_per_epoch: int | float | None = None
+    shards_per_epoch: int | float | None = None
     draw: str = "independent"
-    fixed_shards: int | None = None
+    fixed_shards: int | float | None = None
     fixed_choice: str = "first"
     random_subset_seed: int = 0
     seed: int = 0
@@ -75,6 +76,9 @@ class Order:
 
     def _check_count(self, name: str, available: int, unit: str):
         value = getattr(self, name)
+        if value is not None and 0 < value < 1:
+            value = max(round(value * available), 1)
+            object.__setattr__(self, name, value)  # which a frozen dataclass does so in its own __post_init__
         if value is None or not 1 <= value <= available:
             raise ValueError(
                 f"{name} is {value}, but the cache holds {available} {unit}; choose 1 to {available}, or precompute more."

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from kdnb import distributed
 from kdnb.data.cache_writer import CacheWriter, check_parts, only_writer
-from kdnb.data.sources import open_source
+from kdnb.data.sources import open_source_of
 from kdnb.params import TABLE, ParameterError, arguments_of
 from kdnb.params.values import convert_values
 from kdnb.progress import Display
@@ -33,6 +33,7 @@ def precompute(
     image_column: str | None = None,
     label_column: str | None = None,
     streaming: bool = False,
+    held_out: float = 0.0,
     num_workers: int = 0,
     on_unreadable: str = "skip",
     verify: bool = False,
@@ -44,7 +45,8 @@ def precompute(
 
     Args:
         dataset: `digits` (built in), a folder of images, Parquet, or a data set on the Hub, of which `split`, `image_column`,
-            `label_column` and `streaming` say more (see `kdnb.data.sources.open_source`); or a source that is open already.
+            `label_column`, `streaming` and `held_out` say more (see `kdnb.data.sources.open_source`); or a source that is open
+            already. A cache that was begun goes on with the share that it was begun with.
         image_size, resize: side of the stored squares in pixels, and how an image becomes one: `crop` scales its short side and
             keeps the centre, `squash` ignores its aspect ratio.
         cache_shard_size: images a shard. max_samples: images to store, None for all; a larger number later extends the cache.
@@ -82,7 +84,7 @@ def precompute(
     if parts is None:
         p.part, p.parts = distributed.rank(), distributed.world()
     check_parts(folder, p.part, p.parts)
-    source = dataset if hasattr(dataset, "items") else open_source(dataset, **arguments_of(open_source, p))
+    source = dataset if hasattr(dataset, "items") else open_source_of(folder, dataset, **arguments_of(open_source_of, p))
     if source.num_images is None and p.permutation_seed:
         seed = f"permutation_seed is {p.permutation_seed}"
         raise ValueError(f"{seed}, but {source.name} is streamed in its own order; leave it out.")

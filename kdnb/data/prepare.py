@@ -13,7 +13,7 @@ from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.loader import BatchReader
 from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
-from kdnb.data.sources import hub_name, is_local, open_source, source_names
+from kdnb.data.sources import HELD_OUT, hub_name, is_local, open_source, open_source_of, source_names, whole_name
 from kdnb.distributed import find_device
 from kdnb.files import hash_of, write_json
 from kdnb.hub import is_offline
@@ -27,13 +27,29 @@ _RECORDED = ("image_size", "resize")  # how the images were cut into shards does
 
 def held_out_batches(
     *, dataset: str, eval_split: str | None, image_column: str | None, label_column: str | None, streaming: bool = False,
-    image_size: int, resize: str, num_workers: int = 0,
+    image_size: int, resize: str, num_workers: int = 0, cache_dir: str | Path | None = None,
 ) -> BatchReader | None:  # fmt: skip
-    """All images of `eval_split`, labelled, of the size of the cache; None without a split or without labels."""
+    """All images of `eval_split`, labelled, of the size of the cache; None without a split or without labels.
+
+    `held_out`, or `test` where there is none, are the images that the cache of the run in `cache_dir` leaves out for this.
+
+    Raises:
+        ValueError: no such split, or images that were added or removed since the cache was made.
+    """
     if eval_split is None:
         return None
     source: dict[str, Any] = {"dataset": dataset, "split": eval_split, "image_column": image_column, "label_column": label_column}
     source |= {"streaming": streaming}
+    if eval_split in ("test", HELD_OUT) and (share := _held_out_share(cache_dir, dataset)):
+        cached = {"split": "train", "image_column": image_column, "label_column": label_column, "streaming": streaming}
+        if not made_from(read_index(anchored(cache_dir or "")), open_source_of(cache_dir or "", dataset, **cached)):
+            raise ValueError(
+                f"dataset {dataset} does not hold the same images as when {cache_dir} was made, and those that were held out are "
+                "not known any more; make the cache anew, with another cache_dir, and train again."
+            )
+        source |= {"split": HELD_OUT, "held_out": share}
+        if eval_split == "test":
+            print(f"{dataset} has no split test; the {share:.0%} of each class that {cache_dir} holds out take its place")
     return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
 
 
@@ -48,6 +64,8 @@ def training_batches(
     sizes: dict[str, Any] = {"image_size": image_size, "resize": resize}
     if holds_training_part(count, classes=classes, cache_dir=cache_dir, **source, **sizes):
         return drawn_batches(anchored(cache_dir), count)
+    if share := _held_out_share(cache_dir, dataset):
+        source["held_out"] = share
     return _cached_batches(source, count, **sizes, num_workers=num_workers)
 
 
@@ -64,8 +82,8 @@ def holds_training_part(
     if any(index[name] != value for name, value in wanted.items()):
         return False
     if is_local(dataset):
-        same = made_from(index, open_source(dataset, split=split, image_column=image_column, label_column=label_column,
-                                            streaming=streaming))  # fmt: skip
+        columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+        same = made_from(index, open_source_of(cache_dir, dataset, split=split, **columns))
     else:  # opening a data set of the Hub might fetch it all: its name has to do
         same = index["source"] == f"{hub_name(dataset)}/{split}"
     return same and _enough(index, count, permuted=streaming or index["permutation_seed"] is not None)
@@ -81,6 +99,15 @@ def class_names(*readers: ShardReader) -> list[str]:
     """Names of the classes in labelled caches; numbers where the data has none."""
     names = readers[0].index["classes"]
     return names or [str(n) for n in range(1 + max(int(reader.labels.max()) for reader in readers if reader.labels is not None))]
+
+
+def _held_out_share(cache_dir: str | Path | None, dataset: str) -> float:
+    """The share of `dataset` that the cache in `cache_dir` holds out; 0 for no cache, or one of other images."""
+    try:
+        name, share = whole_name(read_index(anchored(cache_dir or ""))["source"])
+    except (FileNotFoundError, ValueError):
+        return 0.0
+    return share if name in source_names(dataset, "train") else 0.0
 
 
 def _enough(index: dict, count: int, *, permuted: bool) -> bool:
@@ -170,7 +197,7 @@ def _refuse_other(index: dict, wanted: dict):
     """Raise where the cache of `index` is not the one that the parameters describe, naming all that differs."""
     dataset, split, cache_dir = wanted["dataset"], wanted["split"], wanted["cache_dir"]
     differs = []
-    if index["source"] not in source_names(dataset, split):
+    if whole_name(index["source"])[0] not in source_names(dataset, split):
         differs.append(f"dataset is {dataset!r} (split {split}), the cache holds {index['source']}")
     differs += [f"{name} is {wanted[name]!r}, the cache has {index[name]!r}" for name in _RECORDED if wanted[name] != index[name]]
     if differs:

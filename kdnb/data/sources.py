@@ -9,6 +9,7 @@ Every source has: name, classes (list of names or None), num_images (None while 
 `labels()` gives all labels, int64 [num_images], without touching a picture.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -21,7 +22,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kdnb.data.cache import read_index
 from kdnb.data.decode import Encoded
+from kdnb.data.keyed import permutation
 from kdnb.data.splits import SPLITS, check_file_split, check_hub, find_columns, no_split, open_split
 from kdnb.files import hash_of, write_json
 from kdnb.runs import anchored, local_or_hub
@@ -29,6 +32,7 @@ from kdnb.runs import anchored, local_or_hub
 Item = tuple[int, Encoded, int | None]
 # Short names: the Hub's name, and the column of labels where there are several.
 _ALIASES = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
+HELD_OUT = "held_out"  # the split of what is held out of a data set that has no other
 _ROWS_AT_ONCE = 256  # rows asked for together; Arrow tables are slow row by row
 _LOOKED_AT = 16  # rows that tell one source from another
 _PATIENCE = 5  # seconds of passing over rows without a word
@@ -42,7 +46,8 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     streaming: bool = False,
-) -> "DigitsSource | FolderSource | TableSource | StreamSource":
+    held_out: float = 0.0,
+) -> "DigitsSource | FolderSource | PartSource | TableSource | StreamSource":
     """Open a source of images.
 
     Args:
@@ -52,6 +57,8 @@ def open_source(
         image_column, label_column: columns of Parquet and Hub data; by default the only column of images, and the
             only one of class labels.
         streaming: read Parquet or Hub data in order without a copy on this disk.
+        held_out: where a folder of labelled images has no split but `train`, that share of each class, drawn with a fixed seed,
+            is left out of `train` and makes up the split `held_out`.
 
     Raises:
         ValueError: no such dataset, split or column; says which there are.
@@ -65,7 +72,23 @@ def open_source(
     for name, value in table.items():
         if value:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
-    return DigitsSource(split) if dataset == "digits" else FolderSource(path, split, files)
+    if dataset == "digits":
+        return DigitsSource(split)
+    source = FolderSource(path, "train" if held_out and split == HELD_OUT else split, files)
+    if not held_out or split not in ("train", HELD_OUT) or not source.labelled or not source.is_only_split:
+        return source
+    return PartSource(source, held_out, is_held_out=split == HELD_OUT)
+
+
+def open_source_of(
+    cache_dir: str | Path, dataset: str, *, split: str = "train", image_column: str | None = None,
+    label_column: str | None = None, streaming: bool = False, held_out: float = 0.0,
+) -> "DigitsSource | FolderSource | PartSource | TableSource | StreamSource":  # fmt: skip
+    """`open_source` for the cache in `cache_dir`: with the share held out that the cache records, where there is one already."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # no cache, or a broken index
+        held_out = whole_name(read_index(anchored(cache_dir))["source"])[1]
+    columns: dict = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+    return open_source(dataset, split=split, held_out=held_out, **columns)
 
 
 def require_dataset(dataset: str | Path | None):
@@ -100,6 +123,12 @@ def source_names(dataset: str, split: str) -> set[str]:
 def hub_name(dataset: str) -> str:
     """The Hub's name of `dataset`, which may be a short one."""
     return _ALIASES.get(dataset, (dataset, None))[0]
+
+
+def whole_name(name: str) -> tuple[str, float]:
+    """(name of the data set's own split, share held out of it) of a source by its name, which a cache records."""
+    whole, _, share = name.partition(f" without {HELD_OUT} ")
+    return whole, float(share or 0)
 
 
 class DigitsSource:
@@ -154,6 +183,7 @@ class FolderSource:
             folder, self.name = folder / split, f"{self.name}/{split}"
         elif tops or split != "train":
             raise ValueError(no_split(str(folder), split, sorted(tops) or ["train"]))
+        self.is_only_split = tops <= {split}
         self._folder = folder
         self._files = sorted(files)
         self.num_images = len(self._files)
@@ -175,6 +205,40 @@ class FolderSource:
         for i in range(self.num_images) if ids is None else ids:
             name = self._files[i]
             yield int(i), self._folder / name, number[name.split("/")[0]] if self.labelled else None
+
+
+class PartSource:
+    """The held-out images of a labelled source, or the others: of each class the same share, drawn with a fixed seed.
+
+    Of a class with two images or more, at least one is held out and one is not. The fingerprint is of all images of the source.
+    """
+
+    labelled = True
+
+    def __init__(self, whole: FolderSource, share: float, *, is_held_out: bool):
+        labels = whole.labels()
+        held_out = np.zeros(len(labels), dtype=bool)
+        for number in np.unique(labels):
+            rows = np.flatnonzero(labels == number)
+            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+            held_out[rows[permutation(len(rows), 0, int(number))[:count]]] = True
+        self._whole, self._rows = whole, np.flatnonzero(held_out == is_held_out)
+        self._facts = [whole.fingerprint, share, is_held_out]
+        self.name = f"{whole.name} {'' if is_held_out else 'without '}{HELD_OUT} {share}"
+        self.classes, self.num_images = whole.classes, len(self._rows)
+        self.num_others = len(labels) - self.num_images
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self, self._facts)
+
+    def labels(self) -> np.ndarray:
+        return self._whole.labels()[self._rows]
+
+    def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
+        ids = range(self.num_images) if ids is None else ids
+        for i, (_, encoded, label) in zip(ids, self._whole.items(self._rows[np.asarray(ids, dtype=np.int64)]), strict=True):
+            yield int(i), encoded, label
 
 
 def _list_files(folder: Path) -> list[str]:

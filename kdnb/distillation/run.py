@@ -12,6 +12,7 @@ from kdnb.data.cache import read_index
 from kdnb.data.loader import EpochLoader, build_pretraining_dataloader
 from kdnb.data.prepare import held_out_batches
 from kdnb.data.reader import ShardReader
+from kdnb.data.sources import whole_name
 from kdnb.distillation.build import build_loss, build_student, build_views, check_student, finish_run, head_width, save_student
 from kdnb.distillation.checks import SUBSETS, check_run
 from kdnb.distillation.device_memory import maybe_cache_on_device
@@ -33,10 +34,10 @@ def distill(
     cache: str | Path,
     *,
     regime: str = "full",
-    fixed_shards: int | None = None,
+    fixed_shards: int | float | None = None,
     fixed_choice: str = "first",
-    samples_per_epoch: int | None = None,
-    shards_per_epoch: int | None = None,
+    samples_per_epoch: int | float | None = None,
+    shards_per_epoch: int | float | None = None,
     draw: str = "independent",
     random_subset_seed: int = 0,
     shuffle: str = "within_shards",
@@ -192,7 +193,7 @@ def _parameters(student: Student, teacher: FeatureModel | Teacher, cache: Path, 
 def _recorded(cache: Path) -> dict:
     """What a cache's index says of the parameters that it was made with."""
     index = read_index(cache)
-    source, _, split = index["source"].rpartition("/")
+    source, _, split = whole_name(index["source"])[0].rpartition("/")
     names = {"dataset": source or split, "split": split if source else "train", "cache_shard_size": index["shard_size"]}
     return names | {name: index[name] for name in ("image_size", "resize")}
 

@@ -80,7 +80,7 @@ def build_evaluator(
     images: dict[str, Any] = {"dataset": dataset, "image_column": image_column, "label_column": label_column}
     images |= {"streaming": streaming, "image_size": run.p.image_size, "resize": run.p.resize}
     images |= {"num_workers": getattr(run.p, "num_workers", 0)}
-    test = prepare.held_out_batches(eval_split=eval_split, **images)
+    test = prepare.held_out_batches(eval_split=eval_split, cache_dir=run.p.cache_dir, **images)
     names = None if test is None else test.dataset.reader.index["classes"]
     where: dict[str, Any] = {"split": split, "cache_dir": run.p.cache_dir, "classes": names}
     train = None if test is None else prepare.training_batches(probe_samples, **where, **images)

@@ -40,7 +40,8 @@ class Probe:
         cached = self.train.dataset.reader
         images: dict[str, Any] = {"dataset": dataset, "eval_split": eval_split, "image_size": image_size, "resize": resize}
         images |= {"image_column": image_column, "label_column": label_column, "streaming": streaming}
-        self.test = held_out_batches(**images, num_workers=num_workers) if cached.labelled else None
+        images |= {"num_workers": num_workers, "cache_dir": cache_dir}
+        self.test = held_out_batches(**images) if cached.labelled else None
         if self.test is None:
             self.why_not = f"{dataset} has no labels"
             return

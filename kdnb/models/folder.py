@@ -113,13 +113,17 @@ def load_model(folder: str | Path, **settings) -> TimmModel:
 def describe_regime(parameters: Mapping) -> str:
     """Which images an epoch visits, in words, from a training notebook's parameters."""
     if "fixed_shards" in parameters:
-        return f"fixed: the same {parameters['fixed_shards']} shards each epoch ({parameters['fixed_choice']})"
+        return f"fixed: the same {_size(parameters['fixed_shards'], 'shards')} each epoch ({parameters['fixed_choice']})"
     drawn = {"independent": "independently", "dealt": "without replacement (dealt)"}.get(str(parameters.get("draw")))
     if parameters.get("samples_per_epoch"):
-        return f"random: {parameters['samples_per_epoch']:,} images each epoch, drawn {drawn}"
+        return f"random: {_size(parameters['samples_per_epoch'], 'images')} each epoch, drawn {drawn}"
     if parameters.get("shards_per_epoch"):
-        return f"random: {parameters['shards_per_epoch']} shards each epoch, drawn {drawn}"
+        return f"random: {_size(parameters['shards_per_epoch'], 'shards')} each epoch, drawn {drawn}"
     return "full: the whole cache, reshuffled each epoch"
+
+
+def _size(value: int | float, unit: str) -> str:
+    return f"{value:.0%} of the {unit}" if value < 1 else f"{value:,} {unit}"
 
 
 def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:

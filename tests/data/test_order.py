@@ -133,3 +133,12 @@ def test_the_smallest_epoch_bounds_every_epoch():
         assert order.smallest_epoch == smallest, subset  # reached as well, in so many epochs
     assert Order(shard_sizes=sizes).smallest_epoch == 18
     assert Order(shard_sizes=sizes, regime="fixed", fixed_shards=2).smallest_epoch == 8
+
+
+def test_sizes_may_be_shares_of_all():
+    """Rounded, at least one; what an order records is the number, so that it is the order of that number."""
+    fixed, random = ({"shard_sizes": (4,) * 5, "regime": regime} for regime in ("fixed", "random"))
+    assert Order(**fixed, fixed_shards=0.5) == Order(**fixed, fixed_shards=2)
+    assert Order(**fixed, fixed_shards=0.01).fixed_shards == 1
+    assert Order(**random, samples_per_epoch=0.3).size(0) == 6
+    assert Order(**random, shards_per_epoch=0.9).size(0) == 16
