@@ -54,6 +54,8 @@ def load_teacher(
         {'features': (2, 512), 'logits': (2, 5)}
     """
     path = None if teacher_checkpoint is None else anchored(teacher_checkpoint)
+    if "pretrained" in teacher_args:
+        raise ValueError("teacher_args has pretrained; leave it out: a teacher has the Hub's weights, or teacher_checkpoint's.")
     if name == "builtin":
         model = load_model(builtin_teacher())
     else:

@@ -13,7 +13,7 @@ from kdnb.distributed import find_device
 from kdnb.evaluation.compare import ModelReport, compare_models
 from kdnb.evaluation.evaluator import Evaluator, Scores
 from kdnb.evaluation.quality import agreement, expected_calibration_error, linear_cka
-from kdnb.evaluation.report import Evaluation, gap_closed
+from kdnb.evaluation.report import Evaluation, gap_closed, teacher_warning
 from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.evaluation.trained_run import TrainedRun, best_model, load_student, load_teacher, open_run, random_student
 from kdnb.runs import Run, anchored
@@ -125,6 +125,8 @@ def evaluate_run(run: TrainedRun, evaluator: Evaluator) -> Evaluation:
     not the best one, the folder best_model/."""
     models = {"random student": random_student(run), "teacher": load_teacher(run)}
     references = {"raw pixels": evaluator.pixels()} | {name: evaluator(model) for name, model in models.items()}
+    if warning := teacher_warning({name: its.probe for name, its in references.items()}):
+        print(f"{run.name}: {warning}")
     start = {"run": run.name, "step": 0, "images_seen": 0}
     lines, scores = [_line(references[name], references, model=name, **start) for name in references], dict(references)
     best = best_model(run)

@@ -80,6 +80,18 @@ def gap_closed(value: float, references: Mapping[str, float]) -> float | None:
     return (value - floor) / (teacher - floor) if teacher > floor else None
 
 
+def teacher_warning(references: Mapping[str, float]) -> str:
+    """A line that says loudly that the teacher is no better than a floor; "" where it is."""
+    floor = max(("raw pixels", "random student"), key=references.__getitem__)
+    if references["teacher"] > references[floor]:
+        return ""
+    return (
+        f"WARNING: a probe of the teacher's features is right on {references['teacher']:.1%} of the held-out images, one of "
+        f"{floor} on {references[floor]:.1%}: there is nothing to learn from this teacher here. Check teacher, "
+        "teacher_checkpoint, and mean and std in teacher_args."
+    )
+
+
 def describe_gap(value: float, references: Mapping[str, float]) -> str:
     """The same in words."""
     share = gap_closed(value, references)

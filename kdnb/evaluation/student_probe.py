@@ -13,6 +13,7 @@ from kdnb.distillation.build import num_classes
 from kdnb.distributed import find_device
 from kdnb.evaluation.features import extract_features, raw_pixels
 from kdnb.evaluation.probe import linear_probe
+from kdnb.evaluation.report import teacher_warning
 from kdnb.losses import labels_fit
 from kdnb.models.vision import Student
 from kdnb.runs import anchored
@@ -69,8 +70,14 @@ class Probe:
 
 
 def probe_references(probe: Probe, teacher, student: Student) -> dict[str, float]:
-    """Accuracy by name: the floors (raw pixels, the student before training) and the ceiling (the teacher)."""
+    """Accuracy by name: the floors (raw pixels, the student before training) and the ceiling (the teacher).
+
+    Prints a warning where the ceiling is not above the floors.
+    """
     if not probe.available:
         return {}
     floors = {"raw pixels": probe.pixels(), "random student": probe.accuracy(student)}
-    return floors | {"teacher": teacher.memoize("probe", probe.facts, lambda: probe.accuracy(teacher.load()))}
+    accuracy = floors | {"teacher": teacher.memoize("probe", probe.facts, lambda: probe.accuracy(teacher.load()))}
+    if warning := teacher_warning(accuracy):
+        print(warning)
+    return accuracy

@@ -72,7 +72,8 @@ def build_model(
         with without_retries() if from_hub else contextlib.nullcontext():
             model = load_model(folder, **settings) if folder else timm.create_model(name, pretrained=pretrained, **settings)
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"{name} cannot be built with {settings or 'its defaults'}: {error}.") from error
+        ways = "change student_args, or for a teacher teacher_args"
+        raise ValueError(f"{name} cannot be built with {settings or 'its defaults'}: {error}; {ways}.") from error
     except Exception as error:
         if "state_dict" in str(error):  # weights are there, but of other shapes
             raise ValueError(f"the weights of {name} do not fit {settings}: {' '.join(str(error).split())[:200]}.") from error
