@@ -57,9 +57,9 @@ class Item(NamedTuple):
 
 
 def notebook_of(path: Path) -> str | None:
-    """The notebook that a params file says it is for, in the command of its comment; None where it does not say."""
-    command = re.search(r"#\s+papermill \S*notebooks/(\w+)\.ipynb", path.read_text(encoding="utf-8"))
-    return command[1] if command else None
+    """The notebook that a params file says it is for, in the last command of its comment; None where it does not say."""
+    commands = re.findall(r"#\s+papermill \S*notebooks/(\w+)\.ipynb", path.read_text(encoding="utf-8"))
+    return commands[-1] if commands else None
 
 
 def read_params(path: Path, *, notebook: str | None = None, changes: dict | None = None) -> tuple[str, SimpleNamespace]:

@@ -83,6 +83,16 @@ def test_a_parameter_of_another_notebook_is_named_as_such():
         check_params(given(samples_per_epoch=25), "train_fixed")
 
 
+def test_a_params_file_may_serve_precompute_and_the_training_on_its_cache(capsys):
+    precompute = {name: row.default for name, row in TABLE["precompute"].items()}
+    p = check_params(precompute | {"epochs": 3, "fixed_shards": 0.5}, "precompute")
+    assert vars(p).keys() == precompute.keys() and capsys.readouterr().out == "left to the training: epochs, fixed_shards\n"
+    with pytest.raises(ValueError, match="^fixed_shards is -1; allowed is "):
+        check_params(precompute | {"fixed_shards": -1}, "precompute")
+    with pytest.raises(ValueError, match="has no parameter max_length .* belongs to soft_distill_text"):
+        check_params(precompute | {"max_length": 3}, "precompute")
+
+
 def test_one_error_lists_every_fault():
     values = given(fixed_shard=25, batch_size=0, alpha=2)
     del values["seed"]

@@ -14,6 +14,8 @@ SOURCES = (*IMAGES, "evaluate")
 PROBES = (*COMPARE, "evaluate")
 TEXT = ("soft_distill_text",)
 LOOPS = (*COMPARE, *TEXT)
+# A params file may serve precompute and the training on its cache: what belongs to the training alone does nothing there.
+LATER = {"precompute": TRAIN}
 
 # What decides a run, on top of the cell, in this order.
 _TRAINING = "dataset cache_dir image_size teacher student loss {} epochs batch_size run_name"

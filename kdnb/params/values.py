@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from kdnb.params.cell import assigned_values, is_plain
 from kdnb.params.param import Param
-from kdnb.params.table import TABLE
+from kdnb.params.table import LATER, TABLE
 from kdnb.progress import choose_mode
 
 _OPEN = '<details class="kdnb-params"><summary>{}</summary><table><tr><th>{}</th></tr>'
@@ -62,7 +62,8 @@ def check_params(values: Mapping, notebook: str) -> Parameters:
     Args:
         values: `globals()` of the notebook, in the first cell after the parameters; only what its parameters cell and
             papermill assigned is looked at. In a script, a mapping of all parameters.
-        notebook: the notebook's name, as in the table.
+        notebook: the notebook's name, as in the table. `precompute` also takes parameters of the training on its cache:
+            they are checked, named in a line, and left out.
 
     Returns:
         A namespace with one attribute a parameter; `vars()` of it goes into the run's config. As the last line of a cell
@@ -82,11 +83,16 @@ def check_params(values: Mapping, notebook: str) -> Parameters:
         raise ParameterError(f"there is no notebook {notebook!r}; known are {', '.join(TABLE)}.")
     rows = TABLE[notebook]
     assigned = assigned_values(values, rows)
+    later = {name: row for other in LATER.get(notebook, ()) for name, row in TABLE[other].items() if name not in rows}
+    left = {name: assigned.pop(name) for name in later if name in assigned}
     faults = [_unknown(name, value, notebook) for name, value in assigned.items() if name not in rows]
     faults += [f"{name} is missing; add it to the notebook's parameters cell." for name in rows if name not in assigned]
     checked, refused = convert_values({name: assigned[name] for name in rows if name in assigned}, rows)
+    refused += convert_values(left, later)[1]
     if faults + refused:
         raise ParameterError("\n".join(faults + refused))
+    if left:
+        print(f"left to the training: {', '.join(left)}")
     return Parameters(rows, checked)
 
 
