@@ -112,7 +112,7 @@ def load_model(folder: str | Path, **settings) -> TimmModel:
 
 def describe_regime(parameters: Mapping) -> str:
     """Which images an epoch visits, in words, from a training notebook's parameters."""
-    if "fixed_shards" in parameters:
+    if parameters.get("fixed_shards"):
         return f"fixed: the same {_size(parameters['fixed_shards'], 'shards')} each epoch ({parameters['fixed_choice']})"
     drawn = {"independent": "independently", "dealt": "without replacement (dealt)"}.get(str(parameters.get("draw")))
     if parameters.get("samples_per_epoch"):
