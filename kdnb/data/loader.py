@@ -92,7 +92,7 @@ def build_pretraining_dataloader(
         if num_workers == 0:
             return BatchReader(data, reuse_buffers=reuse_buffers, **plan)
     else:
-        columns = {"image_column": image_column, "label_column": label_column}
+        columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
         raw = open_source_of(cache_dir, dataset, split=split, streaming=streaming, **columns)
         if raw.num_images is None:
             raise ValueError(f"{dataset} is streamed and has no random access; set use_cached to true and precompute it.")

@@ -46,10 +46,10 @@ class Order:
     shard_sizes: tuple[int, ...]
     regime: str = "full"
     shuffle: str = "none"
-    samples_per_epoch: int | float | None = None
-    shards_per_epoch: int | float | None = None
+    samples_per_epoch: int | None = None
+    shards_per_epoch: int | None = None
     draw: str = "independent"
-    fixed_shards: int | float | None = None
+    fixed_shards: int | None = None
     fixed_choice: str = "first"
     random_subset_seed: int = 0
     seed: int = 0

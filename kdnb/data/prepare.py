@@ -41,8 +41,8 @@ def held_out_batches(
     source: dict[str, Any] = {"dataset": dataset, "split": eval_split, "image_column": image_column, "label_column": label_column}
     source |= {"streaming": streaming}
     if eval_split in ("test", HELD_OUT) and (share := _held_out_share(cache_dir, dataset)):
-        cached = {"split": "train", "image_column": image_column, "label_column": label_column, "streaming": streaming}
-        if not made_from(read_index(anchored(cache_dir or "")), open_source_of(cache_dir or "", dataset, **cached)):
+        columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+        if not made_from(read_index(anchored(cache_dir or "")), open_source_of(cache_dir or "", dataset, **columns)):
             raise ValueError(
                 f"dataset {dataset} does not hold the same images as when {cache_dir} was made, and those that were held out are "
                 "not known any more; make the cache anew, with another cache_dir, and train again."

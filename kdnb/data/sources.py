@@ -237,7 +237,8 @@ class PartSource:
 
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
         ids = range(self.num_images) if ids is None else ids
-        for i, (_, encoded, label) in zip(ids, self._whole.items(self._rows[np.asarray(ids, dtype=np.int64)]), strict=True):
+        rows = self._rows[np.asarray(ids, dtype=np.int64)].tolist()
+        for i, (_, encoded, label) in zip(ids, self._whole.items(rows), strict=True):
             yield int(i), encoded, label
 
 
