@@ -7,6 +7,7 @@ for one job at a time, which holds the file .lock meanwhile.
 
 import contextlib
 import json
+import os
 import platform
 import random
 import subprocess
@@ -32,7 +33,7 @@ def project_root() -> Path:
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir() and (folder / "outputs").is_dir():
+        if os.path.isdir(folder / "notebooks") and os.path.isdir(folder / "outputs"):  # False where one may not look
             return folder
     return here
 
