@@ -23,7 +23,7 @@ from kdnb.data import prepare
 from kdnb.data.cache import read_index
 from kdnb.data.sources import hub_name, is_local, open_source
 from kdnb.data.splits import check_hub, copies_folder, open_split, prepared_before
-from kdnb.evaluation.trained_run import open_run
+from kdnb.evaluation.trained_run import data_to_judge_on, open_run
 from kdnb.hub import hub_address, hub_answers, hub_home, is_offline, repo_folder
 from kdnb.models.vision import build_model, require_model
 from kdnb.params import TABLE, arguments_of, check_params
@@ -125,15 +125,12 @@ def _of_evaluation(p: SimpleNamespace) -> Iterator[Item]:
     if p.checkpoint_dir is None:
         yield Item("a run on the digits", "checkpoint_dir", remark="local, made by the notebook")
     for folder in filter(str.strip, (p.checkpoint_dir or "").split(",")):
-        run = open_run(folder.strip(), parameter="checkpoint_dir").p
-        images = SimpleNamespace(**vars(run) | {"eval_split": p.eval_split, "probe_samples": p.probe_samples})
-        images.streaming = getattr(run, "streaming", False)
-        if p.dataset is not None:
-            vars(images).update({name: getattr(p, name) for name in ("dataset", "split", "image_column", "label_column")})
-        images.streaming = p.streaming or (p.dataset is None and images.streaming)
+        run = open_run(folder.strip(), parameter="checkpoint_dir")
+        images = SimpleNamespace(**data_to_judge_on(run, **arguments_of(data_to_judge_on, p)))
+        images.eval_split, images.probe_samples = p.eval_split, p.probe_samples
         yield _split(images, p.eval_split, "eval_split", kept=prepare.held_out_batches)
         yield from _probe_part(images)
-        yield _teacher(run)
+        yield _teacher(run.p)
 
 
 def _probe_part(p: SimpleNamespace) -> Iterator[Item]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_HOLD_OUT = 12  # the stream of what is held out, apart from those of orders (data/order.py) and of texts (text/text_data.py)
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive words land far apart
 
 
@@ -39,6 +40,26 @@ def uniform(seed: int, epoch: int, ids: np.ndarray, view: int, streams: Sequence
     state = _mix(state + (ids.astype(np.uint64)[:, None] + 1) * _GOLDEN)
     state = _mix(state + (np.asarray(streams, dtype=np.uint64) + 1) * _GOLDEN)
     return (state >> 11) * 2.0**-53
+
+
+def hold_out(labels: np.ndarray, share: float, *, seed: int) -> np.ndarray:
+    """Which rows are held out, bool [N]: `share` of each class, rounded, but at least one row of it and never the last one.
+
+    Args:
+        labels: int64 [N], 0 or larger. A class with a single row keeps it.
+    """
+    sizes = np.bincount(labels)
+    count = np.where(sizes > 1, np.clip(np.rint(share * sizes), 1, np.maximum(sizes - 1, 1)), 0)
+    return ranks_in_class(labels, random_words(len(labels), seed, _HOLD_OUT)) < count[labels]
+
+
+def ranks_in_class(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Place of each row among the rows of its class, by `keys`; int64 [N]."""
+    order = np.lexsort((keys, labels))
+    starts = np.searchsorted(labels[order], labels[order])
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[order] = np.arange(len(labels)) - starts
+    return ranks
 
 
 def _mix(words: np.ndarray) -> np.ndarray:

@@ -38,10 +38,9 @@ def held_out_batches(
     """
     if eval_split is None:
         return None
-    source: dict[str, Any] = {"dataset": dataset, "split": eval_split, "image_column": image_column, "label_column": label_column}
-    source |= {"streaming": streaming}
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
+    source: dict[str, Any] = {"dataset": dataset, "split": eval_split, **columns}
     if eval_split in ("test", HELD_OUT) and (share := _held_out_share(cache_dir, dataset)):
-        columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
         if not made_from(read_index(anchored(cache_dir or "")), open_source_of(cache_dir or "", dataset, **columns)):
             raise ValueError(
                 f"dataset {dataset} does not hold the same images as when {cache_dir} was made, and those that were held out are "

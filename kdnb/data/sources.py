@@ -24,7 +24,7 @@ from PIL import Image
 
 from kdnb.data.cache import read_index
 from kdnb.data.decode import Encoded
-from kdnb.data.keyed import permutation
+from kdnb.data.keyed import hold_out
 from kdnb.data.splits import SPLITS, check_file_split, check_hub, find_columns, no_split, open_split
 from kdnb.files import hash_of, write_json
 from kdnb.runs import anchored, local_or_hub
@@ -208,25 +208,20 @@ class FolderSource:
 
 
 class PartSource:
-    """The held-out images of a labelled source, or the others: of each class the same share, drawn with a fixed seed.
+    """The held-out images of a labelled source, or the others: of each class the same share (see `kdnb.data.keyed.hold_out`).
 
-    Of a class with two images or more, at least one is held out and one is not. The fingerprint is of all images of the source.
+    The fingerprint is of all images of the source.
     """
 
     labelled = True
 
     def __init__(self, whole: FolderSource, share: float, *, is_held_out: bool):
-        labels = whole.labels()
-        held_out = np.zeros(len(labels), dtype=bool)
-        for number in np.unique(labels):
-            rows = np.flatnonzero(labels == number)
-            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-            held_out[rows[permutation(len(rows), 0, int(number))[:count]]] = True
+        held_out = hold_out(whole.labels(), share, seed=0)
         self._whole, self._rows = whole, np.flatnonzero(held_out == is_held_out)
         self._facts = [whole.fingerprint, share, is_held_out]
         self.name = f"{whole.name} {'' if is_held_out else 'without '}{HELD_OUT} {share}"
         self.classes, self.num_images = whole.classes, len(self._rows)
-        self.num_others = len(labels) - self.num_images
+        self.num_others = len(held_out) - self.num_images
 
     @cached_property
     def fingerprint(self) -> str:

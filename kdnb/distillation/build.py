@@ -22,18 +22,9 @@ from kdnb.runs import Run, anchored, set_seed
 
 
 def build_views(
-    index: dict | None,
-    *,
-    image_size: int,
-    augmentation: str = "simple",
-    crop_scale_min: float = 0.4,
-    horizontal_flip: bool = True,
-    use_local_crops: bool = False,
-    local_crops_number: int = 6,
-    local_crop_size: int = 96,
-    teacher_views: int | None = None,
-    seed: int = 0,
-) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:
+    index: dict | None, *, image_size: int, augmentation: str, crop_scale_min: float, horizontal_flip: bool,
+    use_local_crops: bool, local_crops_number: int, local_crop_size: int, teacher_views: int | None, seed: int,
+) -> CleanTransform | SimpleTransform | FastMultiCropTransform | RepeatedViews:  # fmt: skip
     """The augmentation that teacher and student share: uint8 or float images in, lists of float32 views in [0, 1] out.
 
     Args:

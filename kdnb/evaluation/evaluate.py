@@ -15,7 +15,16 @@ from kdnb.evaluation.evaluator import Evaluator, Scores
 from kdnb.evaluation.quality import agreement, expected_calibration_error, linear_cka
 from kdnb.evaluation.report import Evaluation, gap_closed, teacher_warning
 from kdnb.evaluation.statistics import accuracy_interval
-from kdnb.evaluation.trained_run import TrainedRun, best_model, load_student, load_teacher, open_run, random_student
+from kdnb.evaluation.trained_run import (
+    TrainedRun,
+    best_model,
+    data_to_judge_on,
+    load_student,
+    load_teacher,
+    open_run,
+    random_student,
+)
+from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored
 
 
@@ -74,16 +83,12 @@ def build_evaluator(
         ValueError: no held-out split, no labels, or splits with other classes.
     """
     require_held_out(eval_split)
-    if dataset is None:
-        dataset, split, image_column, label_column = run.p.dataset, run.p.split, run.p.image_column, run.p.label_column
-        streaming = streaming or getattr(run.p, "streaming", False)  # which an older run's parameters do not know
-    images: dict[str, Any] = {"dataset": dataset, "image_column": image_column, "label_column": label_column}
-    images |= {"streaming": streaming, "image_size": run.p.image_size, "resize": run.p.resize}
-    images |= {"num_workers": getattr(run.p, "num_workers", 0)}
-    test = prepare.held_out_batches(eval_split=eval_split, cache_dir=run.p.cache_dir, **images)
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    images = data_to_judge_on(run, dataset=dataset, split=split, streaming=streaming, **columns)
+    dataset, split = images["dataset"], images["split"]
+    test = prepare.held_out_batches(eval_split=eval_split, **arguments_of(prepare.held_out_batches, images))
     names = None if test is None else test.dataset.reader.index["classes"]
-    where: dict[str, Any] = {"split": split, "cache_dir": run.p.cache_dir, "classes": names}
-    train = None if test is None else prepare.training_batches(probe_samples, **where, **images)
+    train = None if test is None else prepare.training_batches(probe_samples, classes=names, **images)
     for name, batches in ((eval_split, test), (split, train)):
         if batches is None:
             raise ValueError(f"dataset {dataset}, split {name}, has no labels; evaluation needs a labelled data set.")

@@ -76,13 +76,13 @@ def gap_closed(value: float, references: Mapping[str, float]) -> float | None:
 
     None where the teacher is not above the floors, because then there is no gap.
     """
-    floor, teacher = max(references["raw pixels"], references["random student"]), references["teacher"]
+    floor, teacher = references[_higher_floor(references)], references["teacher"]
     return (value - floor) / (teacher - floor) if teacher > floor else None
 
 
 def teacher_warning(references: Mapping[str, float]) -> str:
     """A line that says loudly that the teacher is no better than a floor; "" where it is."""
-    floor = max(("raw pixels", "random student"), key=references.__getitem__)
+    floor = _higher_floor(references)
     if references["teacher"] > references[floor]:
         return ""
     return (
@@ -90,6 +90,10 @@ def teacher_warning(references: Mapping[str, float]) -> str:
         f"{floor} on {references[floor]:.1%}: there is nothing to learn from this teacher here. Check teacher, "
         "teacher_checkpoint, and mean and std in teacher_args."
     )
+
+
+def _higher_floor(references: Mapping[str, float]) -> str:
+    return max(("raw pixels", "random student"), key=references.__getitem__)
 
 
 def describe_gap(value: float, references: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -53,6 +54,18 @@ class TrainedRun:
     @cached_property
     def p(self) -> SimpleNamespace:
         return SimpleNamespace(**self.config["parameters"])
+
+
+def data_to_judge_on(
+    run: TrainedRun, *, dataset: str | None, split: str, image_column: str | None, label_column: str | None, streaming: bool
+) -> dict[str, Any]:
+    """Arguments of `kdnb.data.prepare` for the labelled images of `dataset`, sized as `run` was trained; for None, of its own."""
+    if dataset is None:
+        dataset, split, image_column, label_column = run.p.dataset, run.p.split, run.p.image_column, run.p.label_column
+        streaming = streaming or getattr(run.p, "streaming", False)  # which an older run's parameters do not know
+    images: dict[str, Any] = {"dataset": dataset, "split": split, "image_column": image_column, "label_column": label_column}
+    images |= {"streaming": streaming, "num_workers": getattr(run.p, "num_workers", 0)}
+    return images | {"image_size": run.p.image_size, "resize": run.p.resize, "cache_dir": run.p.cache_dir}
 
 
 def find_runs(*, checkpoint_dir: str | None) -> list[TrainedRun]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdnb.data.keyed import random_words
+from kdnb.data.keyed import hold_out, random_words, ranks_in_class
 from kdnb.runs import local_or_hub
 from kdnb.text.texts import Texts, open_texts
 
-_CHOOSE, _HOLD_OUT = 11, 12  # separate random streams, apart from those of the order of samples
+_CHOOSE = 11  # a random stream of its own, apart from those of the order of samples and of what is held out
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def stratified_rows(
     strata = labels.numpy()
     sizes = np.bincount(strata)
     take = _apportion(sizes, count, random_words(len(sizes), seed, _CHOOSE, 1))
-    return torch.from_numpy(np.flatnonzero(_ranks(strata, random_words(total, seed, _CHOOSE, 0)) < take[strata]))
+    return torch.from_numpy(np.flatnonzero(ranks_in_class(strata, random_words(total, seed, _CHOOSE, 0)) < take[strata]))
 
 
 def split_validation(texts: Texts, *, fraction: float, seed: int) -> tuple[Texts, Texts]:
@@ -126,10 +126,7 @@ def split_validation(texts: Texts, *, fraction: float, seed: int) -> tuple[Texts
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_split is {fraction}; it is a share between 0 and 1, such as 0.1.")
-    labels = _strata(texts).numpy()
-    sizes = np.bincount(labels)
-    take = np.where(sizes > 1, np.clip(np.rint(fraction * sizes), 1, np.maximum(sizes - 1, 1)), 0)
-    held_out = torch.from_numpy(_ranks(labels, random_words(len(labels), seed, _HOLD_OUT)) < take[labels])
+    held_out = torch.from_numpy(hold_out(_strata(texts).numpy(), fraction, seed=seed))
     if not held_out.any():
         raise ValueError(f"{texts.name} has {len(texts)} texts and no class with two, so none can be held out for validation.")
     return texts.take((~held_out).nonzero()[:, 0]), texts.take(held_out.nonzero()[:, 0])
@@ -138,15 +135,6 @@ def split_validation(texts: Texts, *, fraction: float, seed: int) -> tuple[Texts
 def _strata(texts: Texts) -> torch.Tensor:
     """Labels; of unlabelled texts, one class for all."""
     return torch.zeros(len(texts), dtype=torch.int64) if texts.labels is None else texts.labels
-
-
-def _ranks(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Place of each row among the rows of its class, by `keys`."""
-    order = np.lexsort((keys, labels))
-    starts = np.searchsorted(labels[order], labels[order])
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[order] = np.arange(len(labels)) - starts
-    return ranks
 
 
 def _apportion(sizes: np.ndarray, count: int, ties: np.ndarray) -> np.ndarray:
