@@ -4,8 +4,9 @@
         display.update(step, loss=0.412)
 
 prints, headless, `train: step 120/500 | 38.2 steps/s | 10 s left | loss 0.412`. In JupyterLab the same line stands under a
-progress bar, with a curve of the named value. An update costs less than a microsecond while nothing is due, and drawing takes
-at most 4% of the time. The environment variable KDNB_PROGRESS forces `widgets`, `text` or `none`.
+progress bar, with a curve of the named value; at the end plain HTML takes their place, which stays when the page is saved,
+exported or opened again. An update costs less than a microsecond while nothing is due, and drawing takes at most 4% of the
+time. The environment variable KDNB_PROGRESS forces `widgets`, `text` or `none`.
 
 Not tqdm.auto: that shows widgets to every kernel, papermill's and nbval's too, where nobody sees them move, rewrites one line
 instead of writing lines to a log, and knows no curve.
@@ -18,11 +19,14 @@ import numbers
 import os
 import sys
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 _EVERY_S = {"widgets": 0.5, "text": 5.0, "none": math.inf}  # seconds between two drawings
+_COLOURS = {"success": "#009E73", "danger": "#D55E00", "": "#0072B2"}  # of a bar that is full, broken off, or neither
+_SIZE = {"width": "600px", "max_width": "100%"}
 _MAX_SHARE = 0.04  # of the time may go into drawing: a slow machine draws less often
 _MAX_POINTS = 400  # of the curve, however long the work
 
@@ -134,14 +138,14 @@ class _Widgets:
 
     def __init__(self, unit: str, curve: str | None):
         import ipywidgets
-        from IPython.display import display
+        from IPython.display import DisplayHandle
 
-        size = {"width": "600px", "max_width": "100%"}
-        self.bar, self.line = ipywidgets.FloatProgress(min=0.0, max=1.0, layout=size), ipywidgets.HTML("starting")
-        self.image = ipywidgets.Image(format="png", layout=size | {"display": "none"})
+        self.bar, self.line = ipywidgets.FloatProgress(min=0.0, max=1.0, layout=_SIZE), ipywidgets.HTML("starting")
+        self.image = ipywidgets.Image(format="png", layout=_SIZE | {"display": "none"})
         self.box = ipywidgets.VBox([self.bar, self.line, self.image])
         self.box.add_class("kdnb-progress")
-        display(self.box)
+        self._output = DisplayHandle()
+        self._output.display(self.box)
         self.curve, self.x, self.y = curve, [], []
         if curve is not None:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -165,17 +169,27 @@ class _Widgets:
 
     def show(self, line: str, done: int, total: int | None):
         self.bar.max, self.bar.value = float(total or 1), float(min(done, total)) if total else 0.0
+        self._text = line
         self.line.value = f'<span style="font-variant-numeric: tabular-nums">{html.escape(line)}</span>'
         if len(self.x) > 1:
             self.image.value = self._picture()
             self.image.layout.display = None
 
     def end(self, style: str):
-        """Colour the bar, and say by a CSS class that the text is final."""
+        """Colour the bar, and put HTML in the place of all that, whose CSS class says that it is final: without their kernel, or
+        for `jupyter nbconvert`, there are no widgets to see."""
         self.bar.bar_style = style
         if style == "success":
             self.bar.value = self.bar.max
-        self.box.add_class("kdnb-done")
+        size = "width: {width}; max-width: {max_width}".format(**_SIZE)
+        look = f'style="{size}; accent-color: {_COLOURS[style]}"'
+        parts = [f'<progress {look} max="{self.bar.max}" value="{self.bar.value}"></progress>', self.line.value]
+        if self.image.value:
+            parts.append(f'<img alt="curve" style="{size}" src="data:image/png;base64,{b64encode(self.image.value).decode()}">')
+        page = f'<div class="kdnb-progress kdnb-done">{"<br>".join(parts)}</div>'
+        self._output.update({"text/html": page, "text/plain": self._text}, raw=True)
+        for widget in (self.bar, self.line, self.image, self.box):
+            widget.close()
 
     def _picture(self) -> bytes:
         axes, file = self._canvas.figure.axes[0], io.BytesIO()

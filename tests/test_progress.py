@@ -1,10 +1,14 @@
 """Progress: the right display for who is watching, throttled, with numbers that add up."""
 
 import math
+import re
 import sys
 import types
 
+import nbclient
+import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
 from kdnb.progress import Display, choose_mode, format_bytes, format_duration, format_number, thin_out
 
@@ -148,7 +152,6 @@ def test_widgets_show_bar_line_and_curve(clock, mode):
     assert (bar.value, bar.bar_style) == (2000, "success")
     assert line.value.endswith("| loss 0.25 | all &lt;well&gt;</span>") and "took 1.2 s" in line.value
     assert image.value != before  # the last value is in the final picture
-    assert display.box._dom_classes == ("kdnb-progress", "kdnb-done")
 
 
 def test_widgets_redraw_every_half_second(clock, mode):
@@ -186,7 +189,6 @@ def test_widgets_show_an_error_and_keep_what_was_done(mode):
     bar, line, image = display.box.children
     assert (bar.value, bar.bar_style) == (3, "danger") and "stopped by KeyError" in line.value
     assert image.layout.display == "none"  # no curve was asked for
-    assert "kdnb-done" in display.box._dom_classes
 
 
 def test_widgets_without_a_total_fill_the_bar_at_the_end(mode):
@@ -197,6 +199,37 @@ def test_widgets_without_a_total_fill_the_bar_at_the_end(mode):
     display.update(24, total=24)
     display.close()
     assert display.box.children[0].value == display.box.children[0].max == 24
+
+
+SAVED = """
+from kdnb.progress import Display
+with Display(3, title="<train>", curve="loss") as display:
+    for step in (1, 2, 3):
+        display.update(step, loss=1 / step)
+---
+with Display(10, title="broken") as display:
+    display.update(4)
+    1 / 0
+"""
+
+
+def test_a_saved_page_shows_how_it_ended(monkeypatch):
+    """What stands in the notebook, and what `jupyter nbconvert --to html` makes of it, without the kernel and its widgets."""
+    monkeypatch.setenv("KDNB_PROGRESS", "widgets")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in SAVED.split("---")])
+    settings = {"allow_errors": True, "store_widget_state": False}  # as JupyterLab saves
+    nbclient.NotebookClient(notebook, kernel_name="python3", **settings).execute()
+    done, broken = (cell.outputs[0].data for cell in notebook.cells)
+    assert done.keys() == broken.keys() == {"text/html", "text/plain"} and "widgets" not in notebook.metadata
+    assert re.fullmatch(r"<train>: step 3/3 \| [^|]+ \| took [^|]+ \| loss 0.333", done["text/plain"])
+    assert broken["text/plain"].startswith("broken: step 4/10 | stopped by ZeroDivisionError after ")
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert "&lt;train&gt;: step 3/3 | " in page and "broken: step 4/10 | stopped by ZeroDivisionError" in page
+    assert page.count('class="kdnb-progress kdnb-done"') == 2 and page.count('<img alt="curve"') == 1
+    assert [sorted(re.findall(r'(?:max|value)="[^"]+"', bar)) for bar in re.findall("<progress [^>]+>", page)] == [
+        ['max="3.0"', 'value="3.0"'],
+        ['max="10.0"', 'value="4.0"'],
+    ]
 
 
 def test_the_curve_is_bounded_and_keeps_the_means():
