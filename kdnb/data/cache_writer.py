@@ -265,8 +265,8 @@ class CacheWriter:
         """Decode and store what is missing, and bring the index up to date."""
         if self.total is None or self.missing():
             space = self.check_space()
-            if self.note:
-                print(self.note, flush=True)
+            for note in filter(None, (getattr(self.source, "note", ""), self.note)):
+                print(note, flush=True)
             if progress is not None:  # somebody watches
                 print(space, flush=True)
             self.save()  # before the work: shards that are made again must not be listed meanwhile

@@ -6,6 +6,7 @@ Imports NumPy and Pillow alone, so that a worker process starts in a tenth of a 
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 RESIZE_MODES = ("crop", "squash")
+MAX_PIXELS = 2**26  # of one picture: 8,192 x 8,192, for which Pillow takes 0.3 GB, with transparency 1.3 GB
 Encoded = bytes | np.ndarray | Path | None
 _WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
 
@@ -36,10 +38,10 @@ def decode(encoded: Encoded) -> Image.Image:
         encoded: an image file's bytes or path, or pixels as uint8 [H, W] or [H, W, 3].
 
     Greys, palettes and CMYK are converted, transparency lies on white, 16-bit greys are scaled (not clipped), EXIF
-    orientation is applied, and of an animation the first frame counts.
+    orientation is applied, and of an animation the first frame counts. A JPEG of more than `MAX_PIXELS` is read at half its size.
 
     Raises:
-        UnreadableImage: whatever the reason, in one sentence.
+        UnreadableImage: whatever the reason, with the file's name; a picture that is still larger, before it takes any memory.
     """
     if isinstance(encoded, np.ndarray):
         if encoded.dtype != np.uint8 or encoded.ndim not in (2, 3) or encoded.shape[2:] not in ((), (3,)):
@@ -50,17 +52,39 @@ def decode(encoded: Encoded) -> Image.Image:
     if encoded is None:
         raise UnreadableImage("the row holds no picture")
     try:
-        data = encoded.read_bytes() if isinstance(encoded, Path) else encoded
-        with Image.open(BytesIO(data)) as image:
+        if isinstance(encoded, Path) and not encoded.is_file():  # opening a pipe would wait for ever
+            raise UnreadableImage("there is no such file")
+        with encoded.open("rb") if isinstance(encoded, Path) else BytesIO(encoded) as file, Image.open(file) as image:
+            _limit_pixels(image)
             image.load()
             with contextlib.suppress(Exception):  # broken metadata is no reason to lose the picture
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
-    except (UnreadableImage, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
         reason = str(error).split(" <_io")[0] or type(error).__name__
-        raise UnreadableImage(reason) from error
+        if isinstance(error, Image.DecompressionBombError):  # says with how many pixels, but not that fewer are too many
+            reason = _too_large(int(re.findall(r"\d+", reason)[0]))
+        name = f"{printable(encoded)}: " if isinstance(encoded, Path) else ""
+        raise UnreadableImage(name + reason) from error
+
+
+def _limit_pixels(image: Image.Image):
+    """Refuse an open picture that would take too much memory; it is not decoded yet."""
+    if image.width * image.height > MAX_PIXELS and "progressive" not in image.info:  # which is held whole to be read at all
+        image.draft(None, (image.width // 2, image.height // 2))  # for a JPEG alone
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(_too_large(image.width * image.height))
+
+
+def _too_large(pixels: int) -> str:
+    return f"it has {pixels:,} pixels, more than the {MAX_PIXELS:,} that are read; make it smaller"
+
+
+def printable(name: str | Path) -> str:
+    """A file's name as text that can be printed: bytes that are no UTF-8 as `\\xe9`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def resize(image: Image.Image, size: int, mode: str) -> np.ndarray:

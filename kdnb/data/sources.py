@@ -6,7 +6,8 @@ which keeps an Arrow copy of the same size in its cache; `streaming=True` keeps 
 
 Every source has: name, classes (list of names or None), num_images (None while streaming), labelled, fingerprint, and
 `items(ids)`, which yields (id, encoded, label or None) for rows of the source. Where it is labelled and not streaming,
-`labels()` gives all labels, int64 [num_images], without touching a picture.
+`labels()` gives all labels, int64 [num_images], without touching a picture. A folder has a `note` on what is left out
+of it, or "".
 """
 
 import contextlib
@@ -15,15 +16,17 @@ import itertools
 import json
 import os
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from kdnb.data.cache import read_index
-from kdnb.data.decode import Encoded
+from kdnb.data.decode import Encoded, printable
 from kdnb.data.keyed import hold_out
 from kdnb.data.splits import SPLITS, check_file_split, check_hub, find_columns, no_split, open_split
 from kdnb.files import hash_of, write_json
@@ -66,15 +69,16 @@ def open_source(
     table = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     require_dataset(dataset)
     dataset, path = str(dataset), anchored(dataset)
-    files = _list_files(path) if path.is_dir() else []
-    if dataset != "digits" and (not path.is_dir() or any(name.endswith(".parquet") for name in files)):
+    listing = _list_files(path) if dataset != "digits" and path.is_dir() else None
+    if dataset != "digits" and (listing is None or any(name.endswith(".parquet") for name in listing.files)):
         return _open_table(local_or_hub(dataset), split, image_column, label_column, streaming)
     for name, value in table.items():
         if value:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
     if dataset == "digits":
         return DigitsSource(split)
-    source = FolderSource(path, "train" if held_out and split == HELD_OUT else split, files)
+    assert listing is not None
+    source = FolderSource(path, "train" if held_out and split == HELD_OUT else split, listing)
     if not held_out or split not in ("train", HELD_OUT) or not source.labelled or not source.is_only_split:
         return source
     return PartSource(source, held_out, is_held_out=split == HELD_OUT)
@@ -170,16 +174,20 @@ class DigitsSource:
 class FolderSource:
     """Image files below a folder, by path; the first level of subfolders names the classes where every file is in one."""
 
-    def __init__(self, folder: Path, split: str, files: list[str]):
-        files = [name for name in files if name.lower().endswith(_EXTENSIONS)]
+    def __init__(self, folder: Path, split: str, listing: "_Listing"):
+        files, folders = [name for name in listing.files if name.lower().endswith(_EXTENSIONS)], listing.folders
+        skipped = ", ".join(f"{count:,} {what}" for what, count in listing.skipped.items())
+        self.note = f"{folder}: left out are {skipped}" if skipped else ""
         if not files:
-            raise ValueError(f"{folder} holds no Parquet files and no images ({', '.join(_EXTENSIONS)}).")
+            raise ValueError(f"{folder} holds no Parquet files and no images ({', '.join(_EXTENSIONS)}). {self.note}".strip())
         self.name = folder.resolve().name
         tops = {name.split("/")[0] for name in files}
         if not tops <= set(SPLITS):  # `train` beside `boat` and `plane` is a class
             tops = set()
         if split in tops:
-            files = [name.removeprefix(f"{split}/") for name in files if name.startswith(f"{split}/")]
+            files, folders = (
+                [name.removeprefix(f"{split}/") for name in names if name.startswith(f"{split}/")] for names in (files, folders)
+            )
             folder, self.name = folder / split, f"{self.name}/{split}"
         elif tops or split != "train":
             raise ValueError(no_split(str(folder), split, sorted(tops) or ["train"]))
@@ -188,23 +196,22 @@ class FolderSource:
         self._files = sorted(files)
         self.num_images = len(self._files)
         self.labelled = all("/" in name for name in self._files)
-        self.classes = None
-        if self.labelled:  # empty ones too: a class may be absent from one split
-            self.classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        # Empty ones too: a class may be absent from one split.
+        own = sorted(name for name in folders if name and "/" not in name) if self.labelled else []
+        self.classes = [printable(name) for name in own] or None
+        self._class = {name: number for number, name in enumerate(own)}
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint_of(self, [[name, os.stat(f"{self._folder}/{name}").st_size] for name in self._files])
 
     def labels(self) -> np.ndarray:
-        number = {name: i for i, name in enumerate(self.classes or [])}
-        return np.array([number[name.split("/")[0]] for name in self._files], dtype=np.int64)
+        return np.array([self._class[name.split("/")[0]] for name in self._files], dtype=np.int64)
 
     def items(self, ids: Sequence[int] | None = None) -> Iterator[Item]:
-        number = {name: i for i, name in enumerate(self.classes or [])}
         for i in range(self.num_images) if ids is None else ids:
             name = self._files[i]
-            yield int(i), self._folder / name, number[name.split("/")[0]] if self.labelled else None
+            yield int(i), self._folder / name, self._class[name.split("/")[0]] if self.labelled else None
 
 
 class PartSource:
@@ -220,7 +227,7 @@ class PartSource:
         self._whole, self._rows = whole, np.flatnonzero(held_out == is_held_out)
         self._facts = [whole.fingerprint, share, is_held_out]
         self.name = f"{whole.name} {'' if is_held_out else 'without '}{HELD_OUT} {share}"
-        self.classes, self.num_images = whole.classes, len(self._rows)
+        self.classes, self.num_images, self.note = whole.classes, len(self._rows), whole.note
         self.num_others = len(held_out) - self.num_images
 
     @cached_property
@@ -237,15 +244,53 @@ class PartSource:
             yield int(i), encoded, label
 
 
-def _list_files(folder: Path) -> list[str]:
-    """Every file below `folder` by relative path with forward slashes, hidden ones left out."""
-    paths = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(where).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"  # plain text: half a million paths would take two seconds
-        paths += [prefix + name for name in files if not name.startswith(".")]
-    return paths
+class _Listing(NamedTuple):
+    """Files and folders below a folder, by relative path with forward slashes, hidden ones left out, and how many of what kind
+    are left out as well."""
+
+    files: list[str]
+    folders: list[str]
+    skipped: Counter[str]
+
+
+def _list_files(folder: Path) -> _Listing:
+    """Links are followed, but every folder is visited once, by its own name sooner than by a link's, and none above `folder`: a
+    link upwards has no end."""
+    listing, visited = _Listing([], [], Counter()), {_identity(above) for above in folder.resolve().parents}
+    to_visit, linked = deque([""]), deque[str]()
+    while to_visit or linked:
+        where = (to_visit or linked).popleft()
+        path = f"{folder}/{where}"  # plain text: half a million of `Path` would take two seconds
+        try:
+            if (identity := _identity(path)) in visited:
+                listing.skipped["folders that a link leads to once more"] += 1
+                continue
+            visited.add(identity)
+            listing.folders.append(where)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError:
+            listing.skipped["folders that cannot be read"] += 1
+            continue
+        for entry in entries:
+            name = f"{where}/{entry.name}" if where else entry.name
+            if entry.name.startswith("."):
+                continue
+            is_folder = is_file = False
+            with contextlib.suppress(OSError):  # links in a circle are neither
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            if is_folder:
+                (linked if entry.is_symlink() else to_visit).append(name)
+            elif is_file:
+                listing.files.append(name)
+            else:
+                listing.skipped["broken links, pipes or devices"] += 1
+    return listing
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """What tells a folder from others, whatever it is called."""
+    about = os.stat(path)
+    return about.st_dev, about.st_ino
 
 
 def _open_table(

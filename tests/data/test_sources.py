@@ -1,12 +1,13 @@
 """Every kind of picture becomes upright RGB; every kind of source says what it holds, and what it lacks."""
 
 import io
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kdnb.data.decode import UnreadableImage, decode, decode_all, resize
 from kdnb.data.sources import open_source
@@ -164,6 +165,37 @@ def test_an_unreadable_picture_is_one_kind_of_error(picture):
     assert isinstance(caught.value, ValueError) and str(caught.value)
 
 
+def huge(kind: str, side: int, mode: str = "L", **options) -> bytes:
+    return encoded(Image.new(mode, (side, side)), kind, **options)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [huge("PNG", 8193), huge("JPEG", 8200, progressive=True), huge("BMP", 13_400, "1"), huge("GIF", 8200, "P")],
+    ids=["png", "progressive jpeg", "beyond what Pillow opens", "gif"],
+)
+def test_a_picture_of_too_many_pixels_takes_no_memory(picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    (tmp_path / "big.png").write_bytes(picture)
+    with pytest.raises(UnreadableImage, match=r"big.png: it has [0-9,]+ pixels, more than the 67,108,864 that are read"):
+        decode(tmp_path / "big.png")
+
+
+def test_a_large_jpeg_is_read_at_half_its_size(monkeypatch):
+    picture = encoded(Image.fromarray(pixels(64, 96)).resize((96, 64)), "JPEG")
+    whole = decode(picture)
+    monkeypatch.setattr("kdnb.data.decode.MAX_PIXELS", 5000)
+    half = decode(picture)
+    assert (whole.size, half.size) == ((96, 64), (48, 32))
+    assert np.abs(resize(whole, 16, "crop").astype(int) - resize(half, 16, "crop")).mean() < 5
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImage, match="pipe.png: there is no such file"):
+        decode(tmp_path / "pipe.png")
+
+
 # Sizes
 
 
@@ -246,6 +278,55 @@ def test_a_folder_of_class_folders(tree):
     assert train.name == "pets/train" and train.num_images == 3
     assert decode(next(train.items([2]))[1]).size == (9, 6)
     assert open_source(str(tree / "train")).fingerprint == train.fingerprint
+
+
+def test_every_folder_is_visited_once_and_only_files_are_taken(tree):
+    before = open_source(str(tree))
+    cat = tree / "train/cat"
+    for link, target in {"up": "..", "top": "../..", "above": "../../..", "again": "../dog", "round": "round"}.items():
+        (cat / link).symlink_to(target)
+    os.mkfifo(cat / "pipe.jpg")
+    (cat / "nowhere.png").symlink_to("nothing")
+    (cat / "zero.png").symlink_to("/dev/zero")
+    source = open_source(str(tree))
+    assert (source.num_images, source.classes, source.fingerprint) == (3, ["cat", "dog"], before.fingerprint)
+    assert before.note == "" and "4 folders that a link leads to once more" in source.note
+    assert "4 broken links, pipes or devices" in source.note
+
+
+def test_a_dataset_may_consist_of_links(tree, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("train", "test"):
+        (links / name).symlink_to(tree / name)
+    source = open_source(str(links))
+    assert source.fingerprint == open_source(str(tree)).fingerprint and source.note == ""
+
+
+def test_a_folder_that_may_not_be_read_is_said(tree, monkeypatch):
+    def scandir(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(path)
+        return os_scandir(path)
+
+    os_scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = open_source(str(tree))
+    assert source.num_images == 2 and source.classes == ["cat", "dog"]
+    assert source.note == f"{tree}: left out are 2 folders that cannot be read"
+
+
+def test_names_that_are_no_utf8_can_be_printed(tree):
+    folder = os.fsencode(tree) + b"/train/l\xe9on"
+    os.mkdir(folder)
+    with open(folder + b"/caf\xe9.png", "wb") as file:
+        file.write(encoded(Image.fromarray(pixels())))
+    (tree / "train" / os.fsdecode(b"l\xe9on") / "broken.png").touch()
+    source = open_source(str(tree))
+    assert source.classes == ["cat", "dog", "l\\xe9on"] and source.labels().tolist() == [0, 0, 1, 2, 2]
+    with pytest.raises(UnreadableImage, match=r"train/l\\xe9on/broken.png: "):
+        decode(list(source.items())[3][1])
+    assert decode(list(source.items())[4][1]).size == (9, 6)
 
 
 def test_a_folder_of_pictures_has_no_labels(tmp_path):
