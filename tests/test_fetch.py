@@ -10,7 +10,7 @@ import stand_ins
 
 from kdnb import fetch
 from kdnb.fetch import main, notebook_of
-from kdnb.params import TABLE
+from kdnb.params import TABLE, check_params
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "my_images")  # which names no images
@@ -148,7 +148,7 @@ def test_what_a_notebook_reads(notebook, values, named, tmp_path, monkeypatch, m
     make_cache(tmp_path / "cache")  # of another data set
     run = {name: row.default for name, row in TABLE["train_fixed"].items()} | {"dataset": "timm/set", "teacher": "resnet18"}
     monkeypatch.setattr(fetch, "open_run", lambda folder, parameter: SimpleNamespace(p=SimpleNamespace(**run)))
-    p = SimpleNamespace(**{name: row.default for name, row in TABLE[notebook].items()} | {"dataset": "cifar10"} | values)
+    p = check_params({name: row.default for name, row in TABLE[notebook].items()} | {"dataset": "cifar10"} | values, notebook)
     items = list(fetch.items_of(p, notebook))
     assert [f"{item.name} {item.purpose}" for item in items if item.fetch] == named
 

@@ -73,6 +73,24 @@ def test_what_is_not_is_refused_with_what_is_allowed(name, value, allowed):
     assert str(error.value).startswith(f"{name} is {value!r}; allowed is {allowed}")
 
 
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, ({"width": 8}, 0.6, False)),
+        ({"student": "resnet18"}, ({}, 0.6, False)),
+        ({"dataset": "photos"}, ({}, 0.4, True)),
+        ({"student_args": "", "crop_scale_min": 0.4, "horizontal_flip": True}, ({}, 0.4, True)),
+        ({"dataset": "photos", "student_args": "width=8", "horizontal_flip": False}, ({"width": 8}, 0.4, False)),
+        ({"student_args": "none", "dataset": "cifar10"}, ({}, 0.4, True)),
+    ],
+)
+def test_what_is_not_given_suits_the_data(changes, expected):
+    p = check_params(given(**changes), "train_fixed")
+    assert (p.student_args, p.crop_scale_min, p.horizontal_flip) == expected
+    shown = {name: value for name, value in changes.items() if value != "none"}
+    assert p.changed().keys() == shown.keys(), "what None stands for is no change of the default"
+
+
 def test_a_near_miss_of_a_name_is_caught():
     with pytest.raises(ValueError, match=r"has no parameter fixed_shard \(given: 25\); did you mean fixed_shards\?"):
         check_params(given(fixed_shard=25), "train_fixed")
@@ -139,15 +157,15 @@ def test_what_other_cells_leave_behind_is_not_looked_at():
 
 
 def test_a_name_that_was_corrected_is_forgotten():
-    wrong = edited("fixed_shards: float = 25", "fixed_shard: int = 20")
+    wrong = edited("fixed_shards: float = 0.8", "fixed_shard: int = 20")
     with pytest.raises(ValueError, match="has no parameter fixed_shard .given: 20.; did you mean fixed_shards"):
         checked(wrong)
-    assert checked(wrong, CHECK, edited("fixed_shards: float = 25", "fixed_shards: float = 20")).fixed_shards == 20
+    assert checked(wrong, CHECK, edited("fixed_shards: float = 0.8", "fixed_shards: float = 20")).fixed_shards == 20
 
 
 def test_a_line_that_was_deleted_is_missing_although_the_kernel_still_holds_its_value():
     with pytest.raises(ValueError, match="^fixed_shards is missing; "):
-        checked(CELL, CHECK, edited("fixed_shards: float = 25", ""))
+        checked(CELL, CHECK, edited("fixed_shards: float = 0.8", ""))
 
 
 def test_what_papermill_injects_counts_until_it_is_injected_anew():
@@ -156,8 +174,8 @@ def test_what_papermill_injects_counts_until_it_is_injected_anew():
     with pytest.raises(ValueError, match="has no parameter fixed_shard .given: 20."):
         checked(CELL, wrong)
     assert checked(CELL, wrong, CHECK, "# Parameters\nfixed_shards = 20\n").fixed_shards == 20
-    assert checked(CELL, wrong, CHECK, "# Parameters\n").fixed_shards == 25
-    assert checked(CELL, wrong, CHECK, CELL).fixed_shards == 25  # the injected cell was not run since
+    assert checked(CELL, wrong, CHECK, "# Parameters\n").fixed_shards == 0.8
+    assert checked(CELL, wrong, CHECK, CELL).fixed_shards == 0.8  # the injected cell was not run since
 
 
 def test_a_params_file_with_most_of_the_names_is_not_taken_for_the_parameters_cell():

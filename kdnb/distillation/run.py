@@ -22,7 +22,7 @@ from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.losses import labels_fit
 from kdnb.models.vision import FeatureModel, Student, count_parameters
-from kdnb.params import TABLE, ParameterError, arguments_of, convert_values
+from kdnb.params import TABLE, ParameterError, arguments_of, convert_values, resolve
 from kdnb.runs import Run, anchored
 
 NOTEBOOKS = {regime: notebook for notebook, (regime, _) in SUBSETS.items()}
@@ -187,7 +187,8 @@ def _parameters(student: Student, teacher: FeatureModel | Teacher, cache: Path, 
         raise ParameterError("\n".join(faults))
     recorded = _recorded(cache) if given["use_cached"] else {}
     missing = {name: value for name, value in recorded.items() if checked[name] is None}
-    return SimpleNamespace(**teacher.made_with | student.made_with | checked | missing, cache_dir=str(cache))
+    named = teacher.made_with | student.made_with | checked | missing
+    return SimpleNamespace(**resolve(named, rows), cache_dir=str(cache))
 
 
 def _recorded(cache: Path) -> dict:

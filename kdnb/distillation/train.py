@@ -97,7 +97,9 @@ def train(
     loader.set_rank(accelerator.process_index, accelerator.num_processes)
     distributed.require_same("the data", loader.data_fingerprint)
     total_steps = count_steps(loader, epochs=epochs, gradient_accumulation_steps=gradient_accumulation_steps)
-    warmup_steps = count_warmup_steps(warmup_steps, total_steps=total_steps)
+    given, warmup_steps = warmup_steps, count_warmup_steps(warmup_steps, total_steps=total_steps)
+    if 0 < given < 1 and distributed.rank() == 0:
+        print(f"warmup_steps {given:g} is {warmup_steps:,} of {total_steps:,} steps", flush=True)
     student.to(accelerator.device)
     optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate)
     if compile_student:

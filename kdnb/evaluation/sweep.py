@@ -46,14 +46,14 @@ class Planned:
 
 
 def plan_runs(
-    name: str, *, regimes: str, seeds: Sequence[int], subset_shards: int, shards: Sequence[int] | None = None, **training
+    name: str, *, regimes: str, seeds: Sequence[int], subset_shards: int | float, shards: Sequence[int] | None = None, **training
 ) -> list[Planned]:
     """Every regime of `regimes` with every seed of `seeds`, seeds outermost; runs go to outputs/`name`/.
 
     An epoch has as many optimizer steps in every regime: `max_steps_per_epoch`, or what the subset allows.
 
     Args:
-        shards: rows of each shard; None: the cache's.
+        subset_shards: how many, or a share below 1 of all. shards: rows of each shard; None: the cache's.
         training: the parameters of the training notebooks, the same for all runs; others are left out.
 
     Raises:
@@ -67,9 +67,12 @@ def plan_runs(
         raise ValueError(f"seeds is {seeds}; give at least one seed, each at most once, all 0 or larger.")
     if shards is None:
         shards = [shard["rows"] for shard in read_index(anchored(training["cache_dir"]))["shards"]]
-    if subset_shards > len(shards):
-        raise ValueError(f"subset_shards is {subset_shards}, but the cache holds {len(shards)} shards; lower it.")
+    if not 0 < subset_shards <= len(shards):
+        raise ValueError(
+            f"subset_shards is {subset_shards}, but the cache holds {len(shards)} shards; choose 1 to {len(shards)}."
+        )
     drawn = Order(shard_sizes=tuple(shards), regime="random", shards_per_epoch=subset_shards)
+    subset_shards = drawn.shards_per_epoch or len(shards)
     smallest = drawn.smallest_epoch  # the last shard may be short
     possible = smallest // (batch_size * training["gradient_accumulation_steps"])
     steps = possible if cap is None else min(possible, cap)

@@ -5,7 +5,7 @@ validator a type there as well, and so do refused bools; its messages would be r
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -25,6 +25,7 @@ class Param:
         section: the heading under which it stands in that cell.
         low, high: the range of a number, both inclusive. choices: the words that are allowed.
         optional: None is allowed, and means "off" or "find out".
+        stands_for: what None stands for beside the notebook's other values, where it stands for one that suits the data.
         free: a run may be resumed with another value: it says how the run is carried out, not what comes out, or it makes a
             comparison grow.
     """
@@ -39,6 +40,7 @@ class Param:
     choices: tuple[str, ...] = ()
     optional: bool = False
     free: bool = False
+    stands_for: Callable[[Mapping], object] | None = None
 
     def annotation(self) -> str:
         """The type as Python and papermill read it. Papermill knows no `str | None`."""
@@ -57,7 +59,8 @@ class Param:
 
     def convert(self, value):
         """`value` as this parameter's type. Raises ValueError or TypeError where that is not clear, or outside the range."""
-        if self.optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+        word = value.lower() if isinstance(value, str) else value
+        if self.optional and (word in (None, "none", "null") or (word == "" and self.kind is not dict)):  # "": no words
             return None
         if self.choices and isinstance(value, bool):  # YAML's true among the words auto, true, false
             value = str(value).lower()
@@ -67,6 +70,10 @@ class Param:
         if self.choices and converted not in self.choices:
             raise ValueError
         return converted
+
+    def resolve(self, value, values: Mapping):
+        """`value`, or what None stands for beside the other `values` of the notebook."""
+        return self.stands_for(values) if value is None and self.stands_for else value
 
 
 def _bool(value) -> bool:

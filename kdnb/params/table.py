@@ -36,6 +36,16 @@ def _p(name, kind, default, help, notebooks=COMPARE, **facts) -> list[tuple[str,
     return [(notebook, Param(name, kind, own.get(notebook, default), help, **facts)) for notebook in notebooks]
 
 
+def _by_data(digits, other):
+    """What None stands for with the built-in digits, and with other images."""
+    return lambda values: digits if values["dataset"] == "digits" else other
+
+
+def _student_args(values) -> dict:
+    """On the digits, the default student has half the width of the built-in teacher; other students may know no width."""
+    return {"width": 8} if (values["dataset"], values["student"]) == ("digits", "cifar_resnet8") else {}
+
+
 _SECTIONS = {
     "data": [
         _p("dataset", str, "digits", "digits (built in), cifar10, cifar100, an image folder, Parquet, or one of the Hub", IMAGES),
@@ -82,9 +92,9 @@ _SECTIONS = {
         _p("persistent_workers", bool, False, "keep worker processes between epochs", free=True),
         _p("shuffle", str, "within_shards", "order inside an epoch, the same for every regime: none, within_shards or all",
            choices=("none", "within_shards", "all")),
-        _p("fixed_shards", COUNT_OR_SHARE, 25, "shards that every epoch reads, or their share of all", ("train_fixed",), low=0),
+        _p("fixed_shards", COUNT_OR_SHARE, 0.8, "shards that every epoch reads, or their share of all", ("train_fixed",), low=0),
         _p("fixed_choice", str, "first", "the first shards, or a seeded choice", ("train_fixed",), choices=("first", "seeded")),
-        _p("samples_per_epoch", COUNT_OR_SHARE, 1200, "random samples, or a share of all, drawn per epoch; None: draw shards",
+        _p("samples_per_epoch", COUNT_OR_SHARE, 0.8, "random samples, or a share of all, drawn per epoch; None: draw shards",
            ("train_random",), low=0,
            optional=True),
         _p("shards_per_epoch", COUNT_OR_SHARE, None, "random shards, or a share of all, drawn per epoch; None: draw samples",
@@ -104,7 +114,8 @@ _SECTIONS = {
            choices=("keep", "linear", "finetune", "labels")),
         _p("student", str, "cifar_resnet8", "timm model"),
         _p("student", str, "builtin", "builtin, a model of transformers, or its folder", TEXT),
-        _p("student_args", dict, {"width": 8}, "keyword arguments of the student"),
+        _p("student_args", dict, None, "arguments of the student; None: width 8 for cifar_resnet8 on the digits, else none",
+           optional=True, stands_for=_student_args),
         _p("feature_layers", list[int], [], "teacher layers to imitate beside the pooled features (cosine), by index", IMAGES),
         _p("student_layers", list[int], [], "the student's layers that imitate feature_layers"),
         _p("teacher_tokens", bool, False, "imitate (and store) the teacher's patch tokens; the student needs as many", IMAGES),
@@ -115,8 +126,10 @@ _SECTIONS = {
            soft_distill_text=0.7),
         _p("augmentation", str, "simple", "clean, simple (crop and flip), or multicrop (two DINO-style global crops)", IMAGES,
            choices=("clean", "simple", "multicrop")),
-        _p("crop_scale_min", float, 0.6, "smallest share of the image's area in a (global) crop", IMAGES, low=0.01, high=1),
-        _p("horizontal_flip", bool, False, "mirror half of the views (a mirrored 3 is no digit)", IMAGES),
+        _p("crop_scale_min", float, None, "smallest share of an image in a (global) crop; None: 0.6 on the digits, else 0.4",
+           IMAGES, low=0.01, high=1, optional=True, stands_for=_by_data(0.6, 0.4)),
+        _p("horizontal_flip", bool, None, "mirror half of the views; None: not the digits (a mirrored 3 is no digit)", IMAGES,
+           optional=True, stands_for=_by_data(False, True)),
         _p("use_local_crops", bool, False, "multicrop: the student also sees small crops"),
         _p("local_crops_number", int, 6, "local crops per image", low=1, high=64),
         _p("local_crop_size", int, 16, "side of the local crops in pixels", low=1),
@@ -145,8 +158,8 @@ _SECTIONS = {
         _p("gradient_accumulation_steps", int, 1, "forward passes per optimizer step", LOOPS, low=1),
         _p("learning_rate", float, 0.005, "peak learning rate of AdamW", LOOPS, low=0, soft_distill_text=0.001),
         _p("weight_decay", float, 0.05, "weight decay of AdamW (matrices only)", LOOPS, low=0, soft_distill_text=0.01),
-        _p("warmup_steps", COUNT_OR_SHARE, 50, "steps of linear warm-up before the cosine decay, or their share of all steps",
-           LOOPS, low=0, compare_regimes=5),
+        _p("warmup_steps", COUNT_OR_SHARE, 0.1, "steps of linear warm-up before the cosine decay, or their share of all steps",
+           LOOPS, low=0),
         _p("clip_grad_norm", float, 1.0, "largest gradient norm; None: no clipping", LOOPS, low=0, optional=True),
         _p("mixed_precision", str, "auto", "no, bf16, fp16, or auto: bf16 where the hardware has it", LOOPS,
            choices=("auto", "no", "bf16", "fp16")),
@@ -168,8 +181,8 @@ _SECTIONS = {
            ("compare_regimes",), free=True),
         _p("baseline", str, "fixed", "the regime that the others are compared with", ("compare_regimes",),
            choices=("full", "random_samples", "random_shards", "dealt", "fixed"), free=True),
-        _p("subset_shards", int, 16, "size of an epoch's subset in shards, for every regime that has one", ("compare_regimes",),
-           low=1),
+        _p("subset_shards", COUNT_OR_SHARE, 0.5, "shards, or their share of all, in an epoch's subset, the same for every regime",
+           ("compare_regimes",), low=0),
         _p("seeds", list[int], [0, 1, 2], "one run of each regime per seed; a permutation test needs 6 to reach 0.05",
            ("compare_regimes",), free=True),
         _p("parallel_runs", int, 2, "training notebooks at a time; 1 on a single GPU", ("compare_regimes",), low=1, high=64,

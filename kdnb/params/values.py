@@ -37,7 +37,11 @@ class Parameters(SimpleNamespace):
 
     def changed(self) -> dict:
         """Values that differ from the notebook's defaults."""
-        return {name: vars(self)[name] for name, row in self._rows.items() if vars(self)[name] != row.convert(row.default)}
+        return {name: vars(self)[name] for name in self._rows if vars(self)[name] != self._default(name)}
+
+    def _default(self, name: str):
+        row = self._rows[name]
+        return row.resolve(row.convert(row.default), vars(self))
 
     def __repr__(self) -> str:
         changed = [f"{name} {value!r}" for name, value in self.changed().items()]
@@ -49,7 +53,7 @@ class Parameters(SimpleNamespace):
             return None
         changed, lines = self.changed(), []
         for name, row in self._rows.items():
-            cells = (name, repr(vars(self)[name]), repr(row.convert(row.default)), row.help)
+            cells = (name, repr(vars(self)[name]), repr(self._default(name)), row.help)
             mark = _MARK if name in changed else ""
             lines.append(f"<tr{mark}>" + "".join(f'<td style="text-align: left">{html.escape(cell)}</td>' for cell in cells))
         head = _OPEN.format(html.escape(repr(self)), "</th><th>".join(("parameter", "value", "default", "meaning")))
@@ -66,8 +70,8 @@ def check_params(values: Mapping, notebook: str) -> Parameters:
             they are checked, named in a line, and left out.
 
     Returns:
-        A namespace with one attribute a parameter; `vars()` of it goes into the run's config. As the last line of a cell
-        it shows all values.
+        A namespace with one attribute a parameter; `vars()` of it goes into the run's config. Where None stands for what suits
+        the data, that is in its place. As the last line of a cell it shows all values.
 
     Raises:
         ParameterError (a ValueError): one sentence for every fault: an unknown name (with the nearest known one), a missing
@@ -93,7 +97,7 @@ def check_params(values: Mapping, notebook: str) -> Parameters:
         raise ParameterError("\n".join(faults + refused))
     if left:
         print(f"left to the training: {', '.join(left)}")
-    return Parameters(rows, checked)
+    return Parameters(rows, resolve(checked, rows))
 
 
 def convert_values(values: Mapping, rows: Mapping[str, Param]) -> tuple[dict, list[str]]:
@@ -107,6 +111,11 @@ def convert_values(values: Mapping, rows: Mapping[str, Param]) -> tuple[dict, li
             shown = repr(value) if is_plain(value) else other
             faults.append(f"{name} is {shown}; allowed is {rows[name].allowed()} ({rows[name].help}).")
     return converted, faults
+
+
+def resolve(values: Mapping, rows: Mapping[str, Param]) -> dict:
+    """`values` with what each None stands for in its place."""
+    return {name: rows[name].resolve(value, values) if name in rows else value for name, value in values.items()}
 
 
 def _unknown(name: str, value, notebook: str) -> str:

@@ -44,7 +44,7 @@ def test_runs_of_a_seed_differ_in_the_regime_alone(parameters):
         ({"regimes": "fixed half"}, "regimes is 'fixed half'; allowed are full, random_samples"),
         ({"regimes": "fixed fixed"}, "each at most once"),
         ({"seeds": [1, 1]}, "seeds is .1, 1.; give at least one seed, each at most once"),
-        ({"subset_shards": 9}, "subset_shards is 9, but the cache holds 3 shards; lower it"),
+        ({"subset_shards": 9}, "subset_shards is 9, but the cache holds 3 shards; choose 1 to 3"),
         ({"batch_size": 64}, "batch_size is 64, but a subset has 17 images"),
     ],
 )
