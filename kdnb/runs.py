@@ -1,8 +1,8 @@
 """The folder of a run: outputs/<run>/, which evaluation reads and a killed run goes on from.
 
-config.json comes first (parameters, versions, git revision, device), then history.json and checkpoints/, best_model/,
-final_model/ and figures/, and summary.json last: its presence means finished. Reading a run is free at any time; training one is
-for one job at a time, which holds the file .lock meanwhile.
+config.json comes first (parameters, versions, git revision, device), then checkpoints/, with the records of training beside
+them, best_model/, final_model/, history.json and figures/, and summary.json last: its presence means finished. Reading a run is
+free at any time; training one is for one job at a time, which holds the file .lock meanwhile.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -212,6 +212,49 @@ class Run:
             raise ValueError(
                 f"{paths[-1]} cannot be read ({str(error).splitlines()[0][:80]}); delete it to go on from the one before."
             ) from None
+
+    @property
+    def _records(self) -> Path:
+        return self.folder / "checkpoints" / "history.jsonl"
+
+    def history(self, count: int | None = None) -> dict[str, list[dict]]:
+        """{"steps": [...], "epochs": [...]}: what training has recorded up to its last checkpoint, or the first `count` records.
+
+        An older version's run has them in history.json.
+
+        Raises:
+            ValueError: a line is broken.
+        """
+        history: dict[str, list[dict]] = {"steps": [], "epochs": []}
+        if not self._records.exists():
+            return self.read("history.json") or history
+        for number, line in enumerate(self._record_lines(count), start=1):
+            try:
+                kind, record = json.loads(line)
+                history[kind].append(record)
+            except (ValueError, TypeError, KeyError):
+                path = self._records
+                raise ValueError(f"line {number} of {path} is broken; delete the file: training goes on without it.") from None
+        return history
+
+    def record(self, records: Iterable[tuple[str, dict]]):
+        """Append records of training, each ("steps" or "epochs", record), a line each; of several ranks, rank 0 does."""
+        if distributed.rank() > 0:
+            return
+        with open(self._records, "ab") as file:
+            file.writelines(f"{json.dumps(record, allow_nan=False)}\n".encode() for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut_records(self, count: int):
+        """Keep the first `count` records alone; of several ranks, rank 0 does."""
+        if distributed.rank() == 0 and self._records.exists():
+            os.truncate(self._records, sum(map(len, self._record_lines(count))))
+
+    def _record_lines(self, count: int | None = None) -> list[bytes]:
+        """Whole lines: a kill may tear the last one."""
+        lines = self._records.read_bytes().splitlines(keepends=True)[:count]
+        return [line for line in lines if line.endswith(b"\n")]
 
     def finish(self, summary: dict):
         """Write summary.json: the run is finished."""

@@ -61,6 +61,25 @@ def test_a_broken_file_is_named(tmp_path):
         Run("a", {}, outputs=tmp_path)
 
 
+def test_records_are_read_whole_and_cut_back(tmp_path):
+    run, path = Run("a", {}, outputs=tmp_path), tmp_path / "a/checkpoints/history.jsonl"
+    assert run.history() == {"steps": [], "epochs": []}
+    run.write("history.json", {"steps": [{"loss": 1}], "epochs": []})  # of an older version
+    assert run.history()["steps"] == [{"loss": 1}]
+    run.record([("steps", {"loss": 0.1 + 0.2}), ("epochs", {"loss": 2})])
+    run.record([("steps", {"loss": 3})])
+    assert run.history() == {"steps": [{"loss": 0.1 + 0.2}, {"loss": 3}], "epochs": [{"loss": 2}]}
+    assert run.history(2)["steps"] == [{"loss": 0.1 + 0.2}]
+    path.write_bytes(path.read_bytes()[:-3])  # torn by a kill
+    assert len(run.history()["steps"]) == 1
+    run.cut_records(1)
+    run.record([("steps", {"loss": 4})])
+    assert run.history() == {"steps": [{"loss": 0.1 + 0.2}, {"loss": 4}], "epochs": []}
+    path.write_bytes(path.read_bytes().replace(b": 4", b": ]"))
+    with pytest.raises(ValueError, match="line 2 of .*history.jsonl is broken; delete the file"):
+        run.history()
+
+
 def test_numbers_that_are_not_finite_are_refused_in_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         Run("a", {}, outputs=tmp_path).write("history.json", {"loss": float("nan")})

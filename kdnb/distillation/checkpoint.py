@@ -1,12 +1,13 @@
 """Training state, named in one place: what a checkpoint holds is what a resumed run needs to end with the same weights.
 
-Student, optimizer, gradient scaler, `TrainState` and the random state of every rank; never the teacher. Not Accelerate's
-`save_state`: a checkpoint is one file that appears whole or not at all, of plain values and tensors, so that no object is
-unpickled.
+Student, optimizer, gradient scaler, `TrainState` and the random state of every rank; never the teacher. Records stand beside it,
+a line each (`Run.record`), of which a checkpoint holds only how many are its own: what it costs does not grow with the run. Not
+Accelerate's `save_state`: a checkpoint is one file that appears whole or not at all, of plain values and tensors, so that no
+object is unpickled.
 """
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,38 @@ from kdnb.runs import Run, set_seed
 
 @dataclass
 class TrainState:
-    """Where training stands, and what it has recorded. On the disk these fields are the checkpoint's "position"."""
+    """Where training stands, and what it has recorded. On the disk all but the records is the checkpoint's "position"."""
 
     epoch: int = 0
     batch: int = 0  # next batch of the epoch
     step: int = 0  # optimizer steps done
     images_seen: int = 0
-    steps: list[dict] = field(default_factory=list)  # step records, for history.json
-    epochs: list[dict] = field(default_factory=list)  # epoch records, for history.json
     pending: list[dict] = field(default_factory=list)  # steps that no step record holds yet
+    records: int = 0  # on the disk that belong to the checkpoint
+    steps: list[dict] = field(default_factory=list)  # step records
+    epochs: list[dict] = field(default_factory=list)  # epoch records
+    unsaved: list[tuple[str, dict]] = field(default_factory=list)  # records that are not on the disk yet
+
+    def record(self, kind: str, record: dict):
+        """Add a record to `steps` or `epochs`."""
+        getattr(self, kind).append(record)
+        self.unsaved.append((kind, record))
+
+
+def save(run: Run, student: nn.Module, optimizer, scaler, state: TrainState, *, keep: int | None = None):
+    """Write a checkpoint of `run`, and before it the records since the last one; every rank calls it, for its random state."""
+    run.record(state.unsaved)
+    state.records, state.unsaved = state.records + len(state.unsaved), []
+    run.save_checkpoint(state.step, state_dict(student, optimizer, scaler, state), keep=keep)
 
 
 def state_dict(student: nn.Module, optimizer, scaler, state: TrainState) -> dict:
-    """The content of a checkpoint; every rank calls it, for its random state."""
+    """The content of a checkpoint; every rank calls it."""
     return {
         "student": student.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "position": asdict(state),
+        "position": {name: value for name, value in vars(state).items() if name not in ("steps", "epochs", "unsaved")},
         "rng": distributed.gather(_random_state()),
     }
 
@@ -49,6 +64,7 @@ def load(run: Run, student: nn.Module, optimizer, scaler, *, seed: int) -> Train
     """
     checkpoint, rank = run.load_checkpoint(), distributed.rank()
     state = TrainState() if checkpoint is None else TrainState(**checkpoint["position"])
+    _load_records(run, state)
     set_seed(seed if rank == 0 else int(random_words(1, seed, rank, state.step)[0]))
     if checkpoint is None:
         return state
@@ -61,6 +77,18 @@ def load(run: Run, student: nn.Module, optimizer, scaler, *, seed: int) -> Train
         _set_random_state(rng[rank])
     print(f"resumed {run.name} at epoch {state.epoch + 1}, step {state.step}", flush=True)
     return state
+
+
+def _load_records(run: Run, state: TrainState):
+    """The records that belong to the checkpoint; those of later steps, which are made again, leave the disk."""
+    state.unsaved = [(kind, record) for kind in ("steps", "epochs") for record in getattr(state, kind)]
+    if not state.unsaved:  # else an older version's checkpoint, which holds them itself
+        history = run.history(state.records)
+        state.steps, state.epochs = history["steps"], history["epochs"]
+        if (known := len(state.steps) + len(state.epochs)) < state.records:
+            print(f"{run.name}: {state.records - known} of {state.records} records are lost with their file", flush=True)
+            state.records = known
+    run.cut_records(state.records)
 
 
 def _random_state() -> dict:

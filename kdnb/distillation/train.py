@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from kdnb import distributed
-from kdnb.distillation.checkpoint import TrainState, load, state_dict
+from kdnb.distillation.checkpoint import TrainState, load, save
 from kdnb.distillation.optim import (
     accelerator_for,
     cosine_with_warmup,
@@ -84,7 +84,7 @@ def train(
         batch_norm: statistics over a rank's part of the batch (`local`), or over all of it (`sync`, on GPUs).
 
     Returns:
-        {"steps": [...], "epochs": [...]}, as written to history.json.
+        {"steps": [...], "epochs": [...]}, as `run.history()` reads it at any time, and history.json holds it at the end.
 
     Raises:
         FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
@@ -109,11 +109,9 @@ def train(
     clock = Clock(accelerator.device)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
 
-    def save():
-        run.save_checkpoint(state.step, state_dict(student, optimizer, accelerator.scaler, state), keep=keep_checkpoints)
-
     with run.held(), Display(total_steps, title=run.name, curve="loss") as display, catch_signals() as stop_flag:
-        state = load(run, student, optimizer, accelerator.scaler, seed=seed)
+        trained = run, student, optimizer, accelerator.scaler
+        state = load(*trained, seed=seed)
         accelerator.wait_for_everyone()  # nobody writes a checkpoint before everybody has read one
         while state.epoch < epochs and not (early_stopping and epochs_since_best(state.epochs) >= early_stopping):
             student.train()
@@ -143,11 +141,11 @@ def train(
                 state.pending.append(where | {"num_steps": 1, "num_images": num_images} | means)
                 epoch_ends = state.batch == num_batches
                 if epoch_ends or len(state.pending) == steps_per_record:
-                    state.steps.append(merge(state.pending))
+                    state.record("steps", merge(state.pending))
                     state.pending = []
                     display.update(state.step, **{name: state.steps[-1][name] for name in ("loss", "learning_rate")})
                 if not epoch_ends and (stop or (save_every_steps and state.step % save_every_steps == 0)):
-                    save()
+                    save(*trained, state, keep=keep_checkpoints)
                 if not epoch_ends and stop:
                     raise _preempted(run, stop_flag, state)
 
@@ -155,16 +153,16 @@ def train(
             if validate is not None:
                 record |= validate(student)
             print(epoch_line(record, epochs, unit=getattr(loader, "unit", "image")), flush=True)
-            state.epochs.append(record)
+            state.record("epochs", record)
             state.epoch, state.batch = state.epoch + 1, 0
             if save_model is not None and epochs_since_best(state.epochs) == 0 and accelerator.is_main_process:
                 save_model(student, run.folder / "best_model")
-            run.write("history.json", {"steps": state.steps, "epochs": state.epochs})
-            save()
+            save(*trained, state, keep=keep_checkpoints)
             if stop and state.epoch < epochs:
                 raise _preempted(run, stop_flag, state)
         if save_model is not None and accelerator.is_main_process:
             save_model(student, run.folder / "final_model")
+        run.write("history.json", {"steps": state.steps, "epochs": state.epochs})
         accelerator.wait_for_everyone()  # for the files that the others read next
     loader.set_rank(0, 1)
     return {"steps": state.steps, "epochs": state.epochs}

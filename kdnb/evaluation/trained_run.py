@@ -105,8 +105,7 @@ def open_run(folder: str | Path, *, parameter: str = "run") -> TrainedRun:
         checkpoints.append(Checkpoint(path, position["step"], position["images_seen"]))
     if not checkpoints:
         raise FileNotFoundError(f"{parameter} {folder} holds no checkpoint yet; wait for the first one, or train again.")
-    history = run.read("history.json") or {"steps": [], "epochs": []}
-    return TrainedRun(folder, config, history, run.read("summary.json"), checkpoints)
+    return TrainedRun(folder, config, run.history(), run.read("summary.json"), checkpoints)
 
 
 def load_student(run: TrainedRun, checkpoint: Checkpoint) -> FeatureModel:

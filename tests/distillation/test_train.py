@@ -17,6 +17,7 @@ from training import REGIMES, mse, run_training
 
 from kdnb.distillation.optim import parameter_groups
 from kdnb.models.vision import Student, build_model
+from kdnb.runs import Run
 
 
 def weights(student) -> torch.Tensor:
@@ -75,6 +76,50 @@ def test_interrupted_at_any_step_it_ends_with_the_same_weights(cache, tmp_path, 
     resumed, again, _ = run_training(cache, tmp_path / "b", "full")
     assert torch.equal(weights(student), weights(resumed))
     assert [(r["step"], r["loss"]) for r in history["steps"]] == [(r["step"], r["loss"]) for r in again["steps"]]
+
+
+def losses(history) -> list[tuple]:
+    return [(record["step"], record["loss"]) for record in history["steps"]]
+
+
+def crashed(cache, outputs):
+    """The run "full", which a crash has ended at step 12 of 18, two steps after a checkpoint."""
+    with pytest.raises(Crash):
+        run_training(cache, outputs, "full", crashing_at(12))
+    return Run("full", {"regime": "full"}, outputs=outputs)
+
+
+def test_a_checkpoint_holds_no_records_and_they_are_cut_back_to_it(cache, tmp_path, undisturbed):
+    run = crashed(cache, tmp_path)
+    assert losses(run.history()) == losses(undisturbed[1])[:10] and len(run.history()["epochs"]) == 1
+    assert run.load_checkpoint()["position"]["records"] == 11 and "steps" not in run.load_checkpoint()["position"]
+    run.record([("steps", {"step": 11, "loss": math.pi})])  # as a kill between records and checkpoint leaves it
+    _, history, _ = run_training(cache, tmp_path, "full")
+    assert losses(history) == losses(undisturbed[1]) and run.history() == history == run.read("history.json")
+    (run.folder / "history.json").unlink()
+    run_training(cache, tmp_path, "full")
+    assert run.read("history.json") == history
+
+
+def test_a_checkpoint_of_an_older_version_holds_its_records(cache, tmp_path, undisturbed):
+    run = crashed(cache, tmp_path)
+    state = run.load_checkpoint()
+    del state["position"]["records"]
+    state["position"] |= run.history()
+    run.save_checkpoint(10, state)
+    (run.folder / "checkpoints/history.jsonl").unlink()
+    _, history, _ = run_training(cache, tmp_path, "full")
+    assert losses(history) == losses(undisturbed[1]) and sorted(map(str, history["steps"])) == sorted(
+        map(str, run.history()["steps"])
+    )
+
+
+def test_training_goes_on_without_records_that_are_lost_and_says_so(cache, tmp_path, undisturbed, capsys):
+    run = crashed(cache, tmp_path)
+    (run.folder / "checkpoints/history.jsonl").unlink()
+    student, history, _ = run_training(cache, tmp_path, "full")
+    assert torch.equal(weights(student), weights(undisturbed[0])) and "11 of 11 records are lost" in capsys.readouterr().out
+    assert losses(run.history()) == losses(history) == losses(undisturbed[1])[10:]
 
 
 def test_killed_processes_end_with_the_same_weights_in_every_regime(cache, tmp_path):
