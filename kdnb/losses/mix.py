@@ -1,48 +1,14 @@
-"""What the student is asked to imitate. Parts are returned by name, unmixed; each mix is one readable line.
-
-All losses are computed in float32, whatever the precision of the models.
-"""
+"""The loss of a step, from the outputs for all views: parts by name, unmixed, and their mix."""
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from kdnb.losses.logits import entropy, soft_target_loss
+from kdnb.losses.operands import in_range
+from kdnb.losses.pooled import cosine_loss, standardised_mse
+
 KINDS = ("mse", "cosine", "soft_targets")
-
-
-def cosine_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean of 1 - cos(student, teacher) over rows [B, D]: 0 for the same direction, 2 for opposite ones."""
-    _same_shape(student, teacher)
-    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
-
-
-def standardised_mse(student: torch.Tensor, teacher: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Mean squared error between student features [B, D] and (teacher - mean) / std.
-
-    The statistics [D] are the teacher's over a fixed set of images, not the batch's: the loss then does not depend on how
-    a batch is cut up. std counts as at least a hundredth of its mean over dimensions: in one that hardly varies, division
-    would turn rounding of the teacher's numbers into the largest targets of all.
-    """
-    _same_shape(student, teacher)
-    target = (teacher.float() - mean) / std.clamp_min(0.01 * std.mean().clamp_min(1e-12))
-    return F.mse_loss(student.float(), target)
-
-
-def soft_target_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """T^2 * KL(teacher || student) of the softened distributions, mean over rows of logits [B, C].
-
-    Hinton, Vinyals & Dean 2015, arXiv:1503.02531; T^2 keeps the gradients' size when T changes.
-    """
-    _same_shape(student, teacher)
-    _in_range("temperature", temperature, temperature > 0, "above 0")
-    log_student = F.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of softmax(logits [B, C]) in nats."""
-    return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean()  # entr(0) is 0, also for a logit of -inf
 
 
 def labels_fit(labels: np.ndarray | None, num_classes: int, *, alpha: float) -> bool:
@@ -99,9 +65,9 @@ class DistillationLoss:
         std: torch.Tensor | None = None,
         log_accuracy: bool = False,
     ):
-        _in_range("loss", kind, kind in KINDS, "one of " + ", ".join(KINDS))
-        _in_range("temperature", temperature, temperature > 0, "above 0")
-        _in_range("alpha", alpha, 0 <= alpha <= 1, "from 0 to 1")
+        in_range("loss", kind, kind in KINDS, "one of " + ", ".join(KINDS))
+        in_range("temperature", temperature, temperature > 0, "above 0")
+        in_range("alpha", alpha, 0 <= alpha <= 1, "from 0 to 1")
         if kind == "mse" and (mean is None or std is None):
             raise ValueError("loss is mse, which needs the mean and std of the teacher's features; see feature_statistics.")
         self.kind, self.temperature, self.alpha = kind, temperature, alpha
@@ -164,15 +130,3 @@ def _accuracy(outputs: dict, labels: torch.Tensor) -> torch.Tensor:
 
 def _mean(values) -> torch.Tensor:
     return torch.stack(list(values)).mean()
-
-
-def _same_shape(student: torch.Tensor, teacher: torch.Tensor):
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"the student's output is {list(student.shape)} and the teacher's {list(teacher.shape)}; they must be the same."
-        )
-
-
-def _in_range(name: str, value, fine: bool, allowed: str):
-    if not fine:
-        raise ValueError(f"{name} is {value!r}; allowed is {allowed}.")

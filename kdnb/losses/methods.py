@@ -1,0 +1,61 @@
+"""The one table of losses: what each compares, what it needs, where it is from. docs/losses.md shows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdnb.losses.contrastive import ContrastiveLoss, QueueLoss
+from kdnb.losses.logits import decoupled_loss, dist_loss, logit_standardised_loss, normalised_loss, soft_target_loss
+from kdnb.losses.maps import ReviewLoss, attention_transfer_loss, hint_loss, patch_relation_loss
+from kdnb.losses.pooled import PhiS, cosine_loss, cosine_smooth_l1_loss, standardised_mse
+from kdnb.losses.relations import probabilistic_loss, relational_loss, similarity_loss
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loss.
+
+    Attributes:
+        short: what papers call it. compares: which outputs of teacher and student.
+        needs: what it needs beside them, "" for nothing. stored: whether stored teacher outputs have what it needs.
+    """
+
+    loss: Callable
+    short: str
+    compares: str
+    needs: str
+    stored: bool
+    paper: str
+
+    @property
+    def name(self) -> str:
+        """Of the function or class in kdnb.losses."""
+        return self.loss.__name__
+
+
+METHODS = (
+    Method(soft_target_loss, "KD", "logits", "", True, "Hinton et al. 2015, arXiv:1503.02531"),
+    Method(logit_standardised_loss, "LSKD", "logits", "", True, "Sun et al. 2024, arXiv:2403.01427"),
+    Method(decoupled_loss, "DKD", "logits", "labels", True, "Zhao et al. 2022, arXiv:2203.08679"),
+    Method(dist_loss, "DIST", "logits", "2 images a batch", True, "Huang et al. 2022, arXiv:2205.10536"),
+    Method(normalised_loss, "NKD", "logits", "labels", True, "Yang et al. 2023, arXiv:2303.13005"),
+    Method(cosine_loss, "cosine", "features", "", True, ""),
+    Method(standardised_mse, "MSE", "features", "mean and std of the teacher's", True, ""),
+    Method(PhiS, "PHI-S", "features", "fit_phi_s of the teacher's", True, "Ranzinger et al. 2024, arXiv:2410.01680"),
+    Method(cosine_smooth_l1_loss, "UNIC", "features", "", True, "Sariyildiz et al. 2024, arXiv:2408.05088"),
+    Method(relational_loss, "RKD", "features", "3 images a batch", True, "Park et al. 2019, arXiv:1904.05068"),
+    Method(similarity_loss, "SP", "features", "2 images a batch", True, "Tung & Mori 2019, arXiv:1907.09682"),
+    Method(probabilistic_loss, "PKT", "features", "2 images a batch", True, "Passalis & Tefas 2018, arXiv:1803.10837"),
+    Method(ContrastiveLoss, "CRD", "features", "ids; a bank of all images", True, "Tian et al. 2020, arXiv:1910.10699"),
+    Method(QueueLoss, "queue", "features", "a queue of the last images", True, "lightly-train, distillation v1"),
+    Method(attention_transfer_loss, "AT", "maps", "layers", False, "Zagoruyko & Komodakis 2017, arXiv:1612.03928"),
+    Method(hint_loss, "FitNet", "maps", "layers; regressors", False, "Romero et al. 2015, arXiv:1412.6550"),
+    Method(ReviewLoss, "ReviewKD", "maps", "layers; its weights", False, "Chen et al. 2021, arXiv:2104.09044"),
+    Method(patch_relation_loss, "patches", "tokens", "as many patches", True, "lightly-train, distillation v3"),
+)
+
+
+def table() -> str:
+    """METHODS as a Markdown table."""
+    rows = [("name", "called", "compares", "needs", "stored outputs", "source"), ("---",) * 6]
+    rows += [(f"`{m.name}`", m.short, m.compares, m.needs, "yes" if m.stored else "no", m.paper) for m in METHODS]
+    return "\n".join(" | ".join(("", *row, "")).strip() for row in rows)
