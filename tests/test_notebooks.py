@@ -78,6 +78,15 @@ def test_cells_are_short_explained_and_define_nothing(path):
 
 
 @each_notebook
+def test_sections_are_what_a_table_of_contents_marks_as_running_or_waiting(path):
+    """JupyterLab stands at the last cell after Run All: that is where the reader is told to look there."""
+    texts = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+    sections = [text.splitlines()[0] for text in texts[1:] if text.startswith("## ")]
+    assert texts[1].startswith("## ") and len(sections) == len(set(sections)) >= 5
+    assert "table of contents" in texts[-1]
+
+
+@each_notebook
 def test_metadata_holds_no_widgets_no_times_and_no_machine(path):
     notebook = nbformat.read(path, 4)
     assert set(notebook.metadata) == {"kernelspec", "language_info"} and "version" not in notebook.metadata.language_info
