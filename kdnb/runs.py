@@ -21,7 +21,7 @@ import numpy as np
 
 from kdnb import distributed
 from kdnb.distributed import find_device
-from kdnb.files import Held, only_process, write_atomically, write_json
+from kdnb.files import Damaged, Held, only_process, read_json, read_tensors, set_aside, write_json, write_tensors
 from kdnb.params import FREE
 
 
@@ -163,13 +163,12 @@ class Run:
 
     def read(self, name: str):
         """Content of a JSON file of the run, or None where it does not exist."""
-        path = self.folder / name
-        if not path.exists():
-            return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is broken ({error}); delete the folder and run again.") from None
+            return read_json(self.folder / name)
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            raise ValueError(f"{error}; restore it, or delete the folder and run again.") from None
 
     def write(self, name: str, content):
         """Write a JSON file of the run, atomically; of several ranks, rank 0 does."""
@@ -192,26 +191,39 @@ class Run:
         """Write checkpoints/step_<step>.pt atomically, then delete all but the newest `keep`; of several ranks, rank 0 does."""
         if distributed.rank() > 0:
             return
-        import torch
-
         path = self.folder / "checkpoints" / f"step_{step:08d}.pt"
-        write_atomically(path, lambda file: torch.save(state, file))
+        write_tensors(path, state)
         for old in self.checkpoints()[: -keep if keep else 0]:
             old.unlink()
 
     def load_checkpoint(self) -> dict | None:
-        """The newest checkpoint on the CPU, or None. No object is unpickled."""
-        paths = self.checkpoints()
-        if not paths:
-            return None
-        import torch
+        """The newest checkpoint whose bytes are whole, on the CPU, or None where there is none. No object is unpickled.
 
-        try:
-            return torch.load(paths[-1], map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{paths[-1]} cannot be read ({str(error).splitlines()[0][:80]}); delete it to go on from the one before."
-            ) from None
+        Newer ones that are damaged are set aside, with a line; all ranks call it, and read the one that rank 0 has found whole.
+
+        Raises:
+            ValueError: there are some, and all are damaged.
+        """
+        name, state = self._newest_whole() if distributed.rank() == 0 else (None, None)
+        name = distributed.broadcast(name)
+        return state if name is None or state is not None else read_tensors(self.folder / "checkpoints" / name)
+
+    def _newest_whole(self) -> tuple[str | None, dict | None]:
+        """(name, content) of the newest checkpoint that is whole."""
+        damaged = []
+        for path in reversed(self.checkpoints()):
+            try:
+                state = read_tensors(path)
+            except Damaged as error:
+                damaged.append((path, error))
+                continue
+            for newer, error in damaged:
+                print(f"{error}; set aside as {set_aside(newer).name}, going on from {path.name}", flush=True)
+            return path.name, state
+        if damaged:
+            path, error = damaged[0]
+            raise ValueError(f"{error}, and so is every older one; restore one, or delete {path.parent} to begin anew.")
+        return None, None
 
     @property
     def _records(self) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from kdnb.data.reader import ShardReader
 from kdnb.files import hash_of, memoize
@@ -82,14 +83,15 @@ def image_digests(cache_dir: str | Path, folder: str | Path) -> np.ndarray:
     """Digests of all images of a cache, in stored order, bytes [N] of 16 each; kept in a file in `folder` (see `memoize`)."""
     reader = ShardReader(cache_dir)
 
-    def compute() -> np.ndarray:
+    def compute() -> torch.Tensor:
         rows = np.arange(len(reader))
         batches = (reader.read(rows[at : at + _ROWS])["image"].numpy() for at in range(0, len(rows), _ROWS))
-        digests = [hashlib.blake2b(image, digest_size=16).digest() for images in batches for image in images]
-        return np.array(digests, dtype="S16")  # which drops zeros at the end, on both sides of a comparison alike
+        digests = b"".join(hashlib.blake2b(image, digest_size=16).digest() for images in batches for image in images)
+        return torch.frombuffer(bytearray(digests), dtype=torch.uint8)
 
     content = hash_of([shard["sha256"] for shard in reader.index["shards"]])
-    return memoize(Path(folder) / f"digests_{content}.npy", compute)
+    digests = memoize(Path(folder) / f"digests_{content}.pt", compute).numpy()
+    return digests.view("S16")  # which drops zeros at the end, on both sides of a comparison alike
 
 
 def overlap(held_out: np.ndarray, training: np.ndarray) -> int:

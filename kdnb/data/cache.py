@@ -6,18 +6,19 @@ Jobs that fill a cache together list their own shards in `index_part_<part>_of_<
 Reading the index costs next to nothing; `verify` and `rebuild_index` read every shard, about 1 GB/s.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
-import pickle
+import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
-from kdnb.files import HashingFile, hash_of, sha256_of, write_atomically, write_json
+from kdnb.files import Damaged, hash_of, read_json, read_tensors, sha256_of, write_json, write_tensors
 
 FORMAT = 1
 INDEX_FILE = "index.json"
@@ -114,44 +115,26 @@ def write_shard(
         raise ValueError(f"this is no shard to write: {wrong}.")
     content = {name: _alone(values) for name, values in tensors.items()} | {"meta": meta}
 
-    def save(file: BinaryIO) -> HashingFile:
-        hashing = HashingFile(file)
-        try:
-            # A file object, not a path: the path's name would become part of the bytes.
-            torch.save(content, cast(BinaryIO, hashing))
-        except Exception:
-            if hashing.error is not None:  # torch reports a full disk as trouble with its zip file
-                raise hashing.error from None
-            raise
-        return hashing
-
-    path = Path(folder) / shard_name(number)
-    hashing = write_atomically(path, save)
-    return _entry(path, content, hashing.size, hashing.sha256.hexdigest())
+    path, digest = Path(folder) / shard_name(number), hashlib.sha256()
+    return _entry(path, content, write_tensors(path, content, digest=digest), digest.hexdigest())
 
 
-def open_shard(path: str | Path) -> dict:
-    """The shard at `path`, memory-mapped: nothing is read before it is used, and no object is unpickled.
+def open_shard(path: str | Path, *, whole: bool = False) -> dict:
+    """The shard at `path`, memory-mapped: no image is read before it is used, and no object is unpickled.
+
+    Args:
+        whole: compare the checksums of all bytes; otherwise of ids, labels and meta, and of up to 1 MB of images.
 
     Raises:
-        ShardError: missing, truncated, holding anything but tensors and plain values, or not a shard.
+        ShardError: missing, truncated, altered, holding anything but tensors and plain values, or not a shard.
     """
-    path = Path(path)
     again = "run precompute again with the same parameters to make it anew"
     try:
-        shard = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        shard = read_tensors(path, mmap=True, whole=whole)
     except FileNotFoundError:
         raise ShardError(f"{path} is missing; {again}.") from None
-    except pickle.UnpicklingError:
-        raise ShardError(
-            f"{path} holds a pickled object, which could run code when loaded and was refused; a shard holds tensors "
-            f"only. Delete the file if you do not trust it, and {again}."
-        ) from None
-    except OSError:
-        raise
-    except Exception as error:  # torch raises RuntimeError, ValueError, EOFError ... depending on where the bytes end
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise ShardError(f"{path} is truncated or damaged ({reason}); {again}.") from None
+    except Damaged as error:
+        raise ShardError(f"{error}; {again}, and delete it if you do not trust it.") from None
     if wrong := _what_is_wrong(shard):
         raise ShardError(f"{path} is not an image shard: {wrong}; {again}.")
     return shard
@@ -164,14 +147,7 @@ def adopt_shard(path: str | Path) -> tuple[dict, dict]:
         ShardError: missing, truncated, altered, or not a shard.
     """
     path = Path(path)
-    shard = open_shard(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()  # torch.save stores a CRC-32 with every tensor
-    except Exception as error:  # BadZipFile, UnicodeDecodeError, NotImplementedError ... depending on the altered byte
-        bad = str(error)[:80]
-    if bad is not None:
-        raise ShardError(f"{path} was altered: its checksum does not fit ({bad}).")
+    shard = open_shard(path, whole=True)
     if shard_name(shard["meta"]["number"]) != path.name:
         raise ShardError(f"{path} is shard {shard['meta']['number']} under another shard's name.")
     return _entry(path, shard, path.stat().st_size, sha256_of(path)), shard["meta"]
@@ -216,13 +192,13 @@ def read_index(folder: str | Path) -> dict:
     """
     path = Path(folder) / INDEX_FILE
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"Index file not found: {path}. Make the cache with notebooks/precompute.ipynb: give it this cache_dir, and the "
             "dataset, split, image_size and cache_shard_size that the cache is to have."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except Damaged:
         index = None
     if isinstance(index, dict) and isinstance(index.get("format"), int) and index["format"] != FORMAT:
         raise ValueError(f"{path} has format {index['format']}, but this kdnb reads {FORMAT}; make the cache anew.")
@@ -290,10 +266,10 @@ def part_indexes(folder: Path) -> dict[Path, dict]:
     """What the jobs that fill `folder` together have listed so far, by file; {} where that is broken."""
     indexes = {}
     for path in sorted(path for path in folder.glob("index_part_*.json") if _PART_INDEX_NAME.fullmatch(path.name)):
-        try:
-            indexes[path] = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):  # the last job has just removed it
-            indexes[path] = {}
+        indexes[path] = {}
+        with contextlib.suppress(FileNotFoundError, Damaged):  # the last job has just removed it
+            index = read_json(path)
+            indexes[path] = index if _index_is_whole(index) else {}
     return indexes
 
 
@@ -329,11 +305,10 @@ def verify(folder: str | Path) -> list[Fault]:
 
 def quick_fault(folder: str | Path, entry: dict) -> Fault | None:
     """What is wrong with a shard as far as its size tells; costs one look at the folder."""
-    try:
-        size = (Path(folder) / entry["file"]).stat().st_size
-    except FileNotFoundError:
-        return Fault(entry["file"], "is missing")
-    if size != entry["bytes"]:
+    path = Path(folder) / entry["file"]
+    if not path.is_file():
+        return Fault(entry["file"], "is no file" if os.path.lexists(path) else "is missing")
+    if (size := path.stat().st_size) != entry["bytes"]:
         return Fault(entry["file"], f"has {size:,} bytes where the index says {entry['bytes']:,}")
     return None
 

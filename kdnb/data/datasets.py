@@ -114,6 +114,10 @@ class CachedTensorDataset(ImageDataset):
         super().__init__(order, classes=index["classes"], fingerprint=index["fingerprint"])
         self.normalise = normalise
 
+    def set_epoch(self, epoch: int):
+        super().set_epoch(epoch)
+        self.reader.check_sizes()
+
     @property
     def labels(self) -> np.ndarray | None:
         return self.reader.labels

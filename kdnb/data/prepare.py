@@ -1,7 +1,6 @@
 """The data that parameters name: the cache of a run, and the labelled images that its models are judged on."""
 
 import contextlib
-import json
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +14,7 @@ from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
 from kdnb.data.sources import HELD_OUT, hub_name, is_local, open_source, open_source_of, source_names, whole_name
 from kdnb.distributed import find_device
-from kdnb.files import hash_of, write_json
+from kdnb.files import Damaged, hash_of, read_json, write_json
 from kdnb.hub import is_offline
 from kdnb.progress import Display
 from kdnb.runs import anchored
@@ -124,10 +123,11 @@ def _cached_batches(
     A stream cannot be opened without a network, not even to see that its images are cached: a note says which cache is its.
     """
     note = anchored(STORE) / "streamed" / f"{hash_of([source_arguments, most, image_size, resize])}.json"
-    if source_arguments["streaming"] and is_offline() and note.exists():
-        folder = anchored(STORE) / json.loads(note.read_text(encoding="utf-8"))["folder"]
-        if (folder / "index.json").exists():
-            return _batches(CachedTensorDataset(folder))
+    if source_arguments["streaming"] and is_offline():
+        with contextlib.suppress(FileNotFoundError, Damaged):
+            folder = anchored(STORE) / read_json(note)["folder"]
+            if (folder / "index.json").exists():
+                return _batches(CachedTensorDataset(folder))
     source = open_source(**source_arguments)
     if not source.labelled:
         return None

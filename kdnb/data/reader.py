@@ -36,9 +36,7 @@ class ShardReader:
         self.cache_dir = Path(cache_dir)
         self.index = read_index(self.cache_dir)
         entries = self.index["shards"]
-        for fault in (quick_fault(self.cache_dir, entry) for entry in entries):
-            if fault is not None:
-                raise ShardError(f"{self.cache_dir / fault.file} {fault.what}; run precompute again with the same parameters.")
+        self.check_sizes()
         self.shard_sizes = tuple(entry["rows"] for entry in entries)
         self.row_shape = (3, self.index["image_size"], self.index["image_size"])
         self.dtype = STORAGE_DTYPES[self.index["storage"]]
@@ -51,6 +49,17 @@ class ShardReader:
 
     def __getstate__(self):
         return self.__dict__ | {"_open": {}}
+
+    def check_sizes(self):
+        """Compare the size of every shard with the index's: a shard that is shortened while it is mapped ends the process
+        (SIGBUS) when a page behind its end is read.
+
+        Raises:
+            ShardError: a shard is missing, or has another size.
+        """
+        for fault in (quick_fault(self.cache_dir, entry) for entry in self.index["shards"]):
+            if fault is not None:
+                raise ShardError(f"{self.cache_dir / fault.file} {fault.what}; run precompute again with the same parameters.")
 
     def read(self, positions: np.ndarray, images: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """The batch at `positions` (int64 [B]), in their order.

@@ -29,7 +29,7 @@ from kdnb.data.cache import read_index
 from kdnb.data.decode import Encoded, printable
 from kdnb.data.keyed import hold_out
 from kdnb.data.splits import SPLITS, check_file_split, check_hub, find_columns, no_split, open_split
-from kdnb.files import hash_of, write_json
+from kdnb.files import Damaged, hash_of, read_json, write_json
 from kdnb.runs import anchored, local_or_hub
 
 Item = tuple[int, Encoded, int | None]
@@ -438,9 +438,9 @@ class StreamSource(_Rows):
         if self._notes is None or self._files is None or self._rows.num_shards != len(self._files[0]):
             return []
         try:
-            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            notes = read_json(self._notes)
             return notes["rows"] if notes["files"] == hash_of(self._files, length=64) else []
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        except (FileNotFoundError, Damaged, KeyError, TypeError):
             return []
 
     def _note(self, number: int, rows: int):

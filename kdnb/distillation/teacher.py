@@ -127,7 +127,7 @@ def open_teacher(
         # The last word tells these facts from those of older versions, which knew one normalisation only.
         key += [_files(teacher, teacher_checkpoint), "normalised"]
         facts = memoize(_facts_path(cache_dir, key), facts_of_model)
-    facts |= {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")}  # lists in a file
+    facts |= {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")}
     settings = {"layers": list(feature_layers), "tokens": teacher_tokens, "storage": teacher_storage, "top_k": teacher_top_k}
     opened = Teacher(**facts, build=build, cache_dir=cache_dir, output_settings=settings, model=model)
     if cache_dir is not None:
@@ -253,7 +253,7 @@ def _facts(model: FeatureModel, image_size: int, *, fingerprint: bool) -> dict:
 
 
 def _facts_path(cache_dir: Path, key: object, *, prefix: str = "") -> Path:
-    return cache_dir / "known_teachers" / f"{prefix}{hash_of(key, length=20)}.json"
+    return cache_dir / "known_teachers" / f"{prefix}{hash_of(key, length=20)}.pt"
 
 
 def _files(teacher: str, teacher_checkpoint: str | None) -> list:

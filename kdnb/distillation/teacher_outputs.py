@@ -26,7 +26,7 @@ import torch
 from kdnb.data.cache import Fault
 from kdnb.data.cache_writer import CacheError, writing
 from kdnb.data.reader import ShardReader
-from kdnb.files import write_json
+from kdnb.files import Damaged, read_json, set_aside, write_json
 
 _MAGIC = b"kdnbans1"
 _HEADER = 4096  # bytes, of which the records begin after
@@ -55,10 +55,10 @@ class TeacherCache:
         self._starts = np.concatenate([[0], np.cumsum(reader.shard_sizes, dtype=np.int64)])
         self._open: OrderedDict[tuple[int, int], _OutputFile] = OrderedDict()
         about = self.folder / "answers.json"
-        if about.exists():
-            if json.loads(about.read_text(encoding="utf-8")) != self._facts:
+        try:
+            if read_json(about) != self._facts:
                 raise ValueError(f"{self.folder} holds other outputs than its name says; give another teacher_feature_dir.")
-        else:
+        except (FileNotFoundError, Damaged):  # each file of outputs repeats the facts
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(about, self._facts)
@@ -148,7 +148,9 @@ class _OutputFile:
 
     def __init__(self, path: Path, row: np.dtype, capacity: int, count: int, facts: dict):
         start, size = _layout(capacity, row.itemsize, count)
-        if not path.exists():
+        if not path.is_file():
+            if os.path.lexists(path):
+                set_aside(path)
             _create(path, facts, size)
         with open(path, "r+b") as file:
             if not _belongs(file.read(_HEADER), facts):

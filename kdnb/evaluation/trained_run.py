@@ -1,18 +1,16 @@
 """A trained run as evaluation sees it: opened from its folder, with the models of its checkpoints."""
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from kdnb.distillation.records import epochs_since_best
 from kdnb.distillation.teacher_model import build_teacher
 from kdnb.distributed import find_device
 from kdnb.evaluation.sweep import Planned, run_all
+from kdnb.files import Damaged, read_json, read_tensors
 from kdnb.models.vision import FeatureModel, build_model, freeze
 from kdnb.params import arguments_of
 from kdnb.runs import Run, anchored, set_seed
@@ -95,12 +93,15 @@ def open_run(folder: str | Path, *, parameter: str = "run") -> TrainedRun:
             f"{parameter} {folder} {problem}; give the folder of a run, as a training notebook or kdnb.distill writes it below "
             "outputs."
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     run, checkpoints = Run(folder.name, config["parameters"], outputs=folder.parent), []
     for path in run.checkpoints():
         try:
-            position = torch.load(path, weights_only=True, mmap=True)["position"]
+            position = read_tensors(path, mmap=True, whole=False)["position"]
         except FileNotFoundError:  # a run that trains has just replaced it by a newer one
+            continue
+        except Damaged as error:
+            print(f"{error}; left out", flush=True)
             continue
         checkpoints.append(Checkpoint(path, position["step"], position["images_seen"]))
     if not checkpoints:

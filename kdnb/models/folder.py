@@ -1,9 +1,10 @@
 """Model folders: config.json and model.safetensors, as timm's own `local-dir:` scheme reads them.
 
-A folder appears whole or not at all: it is written under a temporary name, flushed to the disk and renamed. Cost: the
-model's size once, one fsync per file.
+A folder appears whole or not at all: it is written under a temporary name, flushed to the disk and renamed. Its SHA256SUMS
+holds the checksums of its files, which are compared when it is loaded. Cost: the model's size once, one fsync per file.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from operator import methodcaller
 from pathlib import Path
 
 from kdnb.evaluation.statistics import accuracy_interval
-from kdnb.files import write_atomically
+from kdnb.files import SUMS, Damaged, check_sums, set_aside, write_atomically, write_sums
 from kdnb.models.weights import TimmModel
 
 # Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
@@ -74,10 +75,13 @@ def write_folder(folder: str | Path, fill: Callable[[Path], None], *, card: str 
     fresh, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)  # killed between the two renames below: the old one is the only whole one
+    if folder.is_file():
+        set_aside(folder)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     fill(fresh)
+    write_sums(fresh)
     if card is not None:
         (fresh / "README.md").write_text(card, encoding="utf-8")
     for path in fresh.iterdir():
@@ -89,11 +93,31 @@ def write_folder(folder: str | Path, fill: Callable[[Path], None], *, card: str 
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_folder(folder: str | Path):
+    """Refuse a model folder whose files are not those that were written; one that says nothing of them is taken as it is.
+
+    Raises:
+        Damaged: names a file that is missing or altered.
+    """
+    try:
+        check_sums(Path(folder))
+    except Damaged as error:
+        raise Damaged(f"{error}; restore the folder, or train again. If you changed it yourself, delete {SUMS} there.") from None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether there is a model folder whose files are those that were written."""
+    with contextlib.suppress(Damaged):
+        check_sums(folder)
+        return (folder / "config.json").is_file()
+    return False
+
+
 def load_model(folder: str | Path, **settings) -> TimmModel:
     """The timm model that `save_model` wrote to `folder`; `settings` replace arguments that it was built with.
 
     A head of another width (`num_classes`) starts at random, and `head_is_random` says so.
-    Raises FileNotFoundError where there is no model folder.
+    Raises FileNotFoundError where there is no model folder, Damaged where a file of it was altered.
     """
     import timm
 
@@ -102,6 +126,7 @@ def load_model(folder: str | Path, **settings) -> TimmModel:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json; give one that save_model wrote.")
+    check_folder(folder)
     config = json.loads(path.read_text(encoding="utf-8"))
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, **settings)
     model.head_is_random = model.num_classes > 0 and model.num_classes != config["num_classes"]
@@ -174,6 +199,7 @@ def write_cards(folder: Path, config: Mapping, summary: Mapping):
     """Write the card into `folder`/best_model and `folder`/final_model, where they are."""
     for name in ("best_model", "final_model"):
         if (folder / name).is_dir():
+            check_folder(folder / name)
             inputs = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
             card = model_card(config, summary, inputs).encode()
             write_atomically(folder / name / "README.md", methodcaller("write", card))

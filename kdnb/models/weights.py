@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdnb.data.cache import IMAGENET_MEAN, IMAGENET_STD
+from kdnb.files import Damaged, check_sums, read_tensors
 
 TimmModel: TypeAlias = Any  # an nn.Module with timm's attributes: pretrained_cfg, num_classes, feature_info ...
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -23,15 +24,10 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[f
     """
     require_checkpoint(path)
     state: Any
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"checkpoint {path} cannot be read as weights ({str(error).splitlines()[0][:120]}).") from None
+    try:
+        state = _read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
+    except Damaged as error:
+        raise ValueError(f"the checkpoint cannot be read as weights: {error}; restore it, or give another one.") from None
     for container in _CONTAINERS:
         if isinstance(state, dict) and isinstance(state.get(container), dict):
             state = state[container]
@@ -46,6 +42,17 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[f
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     # The published CIFAR ResNets call the head linear.
     return {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}, recorded
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_sums(path.parent)  # in a folder of ours
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
 
 
 def rounded(values: torch.Tensor) -> tuple[float, ...]:

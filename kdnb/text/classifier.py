@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kdnb.hub import WITHOUT_NETWORK, without_retries
-from kdnb.models.folder import write_folder
+from kdnb.models.folder import check_folder, write_folder
 from kdnb.text.batches import build_loader
 from kdnb.text.texts import Texts
 from kdnb.text.tokenizer import load_tokenizer, published_file
@@ -105,6 +105,7 @@ def load_classifier(
 
     Raises:
         FileNotFoundError: a folder without config.json. ConnectionError: a name that cannot be fetched.
+        Damaged: a folder whose files were altered.
         ValueError: a trained head of another width, an unsupported architecture, a tokenizer that does not give back what it
             encodes, or one without a token that can pad.
     """
@@ -113,6 +114,7 @@ def load_classifier(
     name = str(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{name} is no model folder: it has no config.json; give one that save_pretrained wrote.")
+    check_folder(name)
     with fetching(name):
         config = _load_config(name)
         tokenizer = load_tokenizer(name, config)

@@ -1,14 +1,14 @@
 """Token ids of texts, made once and kept on disk: every epoch, and every run with the same tokenizer, reads them from there.
 
-A fast tokenizer makes about 1 MB of text a second and core. Two `.npy` files hold the ids of all texts one after another, in two
-bytes a token (four where a vocabulary is larger than 65,536), and the number of tokens of each text; the ids are memory mapped.
+A fast tokenizer makes about 1 MB of text a second and core. A file holds the ids of all texts one after another, in two bytes a
+token (four where a vocabulary is larger than 65,536), and the number of tokens of each text; it is memory mapped.
 """
 
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from kdnb.files import hash_of, memoize
 from kdnb.text.texts import Texts
@@ -49,9 +49,11 @@ def tokenise(texts: Texts, tokenizer, *, max_length: int, cache_dir: str | Path)
         raise ValueError(f"max_length is {max_length}, but the tokenizer adds {special} special tokens to every text; "
                          f"choose at least {special + 1}.")  # fmt: skip
     key = hash_of([texts.fingerprint, tokenizer_fingerprint(tokenizer), max_length], length=20)
-    encode = cache(lambda: _encode(texts.texts, tokenizer, max_length))  # once for both files
-    ids, lengths = (Path(cache_dir) / f"tokens_{key}_{part}.npy" for part in ("ids", "lengths"))
-    return TokenTable(memoize(ids, lambda: encode()[0]), memoize(lengths, lambda: encode()[1]))
+
+    def encode() -> list[torch.Tensor]:
+        return [torch.from_numpy(part) for part in _encode(texts.texts, tokenizer, max_length)]
+
+    return TokenTable(*(part.numpy() for part in memoize(Path(cache_dir) / f"tokens_{key}.pt", encode)))
 
 
 def tokenizer_fingerprint(tokenizer) -> str:

@@ -268,7 +268,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     assert sorted(files(tmp_path)) == [shard_name(0), "index.json"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "not a shard"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "not a shard", "a folder", "a loop of links"])
 def test_a_damaged_shard_is_made_again(tmp_path, damage, caplog):
     fill(pictures(10), tmp_path)
     expected = files(tmp_path)
@@ -277,10 +277,18 @@ def test_a_damaged_shard_is_made_again(tmp_path, damage, caplog):
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "missing":
         path.unlink()
+    elif damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "a loop of links":
+        path.unlink()
+        path.symlink_to(path)
     else:
         torch.save({"images": torch.zeros(4, 3, 8, 8)}, path)
     source = pictures(10)
     fill(source, tmp_path)
+    if damage == "a folder":
+        (tmp_path / f"{shard_name(1)}.damaged").rmdir()  # nothing is deleted
     assert source.read == [4, 5, 6, 7] and files(tmp_path) == expected
     assert shard_name(1) in caplog.text and "made again" in caplog.text
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdnb.data import prepare
+from kdnb.data.cache import read_index, write_index
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
 from kdnb.params import arguments_of
@@ -72,8 +73,8 @@ def test_and_cached_anew_where_it_does_not(tmp_path, change):
         names[0] = "zero"
     elif change == "unfinished":
         fill(tmp_path)
-        index = json.loads((tmp_path / "cache/index.json").read_text())
-        (tmp_path / "cache/index.json").write_text(json.dumps(index | {"shards": index["shards"][:-1]}))
+        index = read_index(tmp_path / "cache")
+        write_index(tmp_path / "cache", index | {"shards": index["shards"][:-1]})
     batches = training(p, 250, names)
     assert batches.dataset.reader.cache_dir.parent == tmp_path / "store" and batches.num_samples(0) == 250
 
@@ -103,8 +104,7 @@ def test_a_split_whose_labels_are_all_missing_is_not_judged_on(tmp_path, monkeyp
 def test_classes_without_names_are_numbers(make_cache, tmp_path):
     for folder in ("a", "b"):
         make_cache(tmp_path / folder, (20,))
-        path = tmp_path / folder / "index.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"classes": None}))
+        write_index(tmp_path / folder, read_index(tmp_path / folder) | {"classes": None})
     readers = [prepare.drawn_batches(tmp_path / folder, 5).dataset.reader for folder in ("a", "b")]
     assert prepare.class_names(*readers) == ["0", "1", "2"]
 

@@ -158,9 +158,9 @@ def test_teacher_and_student_may_differ_in_normalisation_and_size(p, tmp_path):
 
 def test_a_teacher_that_changed_behind_its_name_is_refused(p, tmp_path):
     p.cache_teacher_features = True
-    known = opened(p)
+    opened(p)
     (path,) = (tmp_path / "outputs/known_teachers").iterdir()
-    path.write_text(path.read_text().replace(known.fingerprint, "0" * 64))
+    torch.save(torch.load(path) | {"fingerprint": "0" * 64}, path)
     with pytest.raises(ValueError, match="has other weights than when its outputs were stored"):
         opened(p).load()
 

@@ -1,6 +1,5 @@
 """The loop: learns, accumulates exactly, stops on NaN, and comes back bitwise after a kill anywhere."""
 
-import json
 import math
 import random
 import signal
@@ -53,7 +52,7 @@ def test_it_learns_and_writes_what_it_says(cache, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
     assert [record["step"] for record in history["epochs"]] == [6 * (e + 1) for e in range(12)]
     assert len(history["steps"]) == 72 and history["steps"][-1]["images_seen"] == 72 * 4
-    assert json.loads((run.folder / "history.json").read_text()) == history
+    assert run.read("history.json") == history
     assert [path.name for path in run.checkpoints()] == ["step_00000070.pt", "step_00000072.pt"]
     state = run.load_checkpoint()
     assert set(state) == {"student", "optimizer", "scaler", "position", "rng"}

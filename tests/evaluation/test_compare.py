@@ -12,6 +12,7 @@ from kdnb.evaluation import compare
 from kdnb.evaluation.compare import ModelReport, compare_models, interleaved_seconds
 from kdnb.evaluation.features import stratified_split
 from kdnb.evaluation.quality import calibrated_temperature, expected_calibration_error
+from kdnb.files import read_json
 from kdnb.plots import comparison_figure
 
 
@@ -168,7 +169,7 @@ def test_one_row_a_class_cannot_be_split_and_says_none(tmp_path):
 def test_a_teacher_that_is_never_right_has_no_ratio(tmp_path):
     found = compared(side(logits=hard([1, 1])), side("student", hard([0, 0])), tmp_path, torch.tensor([0, 0]))
     assert found["ratios"]["accuracy"] is None
-    assert json.loads((tmp_path / "new" / "comparison_results.json").read_text()) == found
+    assert read_json(tmp_path / "new" / "comparison_results.json") == found
 
 
 def test_without_labels_there_are_agreement_sizes_and_speeds(tmp_path):
@@ -198,7 +199,8 @@ def test_the_json_is_what_is_returned_and_the_picture_is_a_png(tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
 
-    assert json.loads((folder / "comparison_results.json").read_text(), parse_constant=refuse) == found
+    json.loads((folder / "comparison_results.json").read_text(), parse_constant=refuse)
+    assert read_json(folder / "comparison_results.json") == found
     picture = (folder / "teacher_student_comparison.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert int.from_bytes(picture[16:20], "big") == 1500  # pixels wide

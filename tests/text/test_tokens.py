@@ -47,7 +47,7 @@ def test_tokens_by_hand(tmp_path):
     assert rows(table) == [[2, 4, 5, 3], [2, 6, 7, 3], [2, 8, 8, 8, 3]]
     assert table.lengths.tolist() == [4, 4, 5] and table.starts.tolist() == [0, 4, 8] and len(table) == 3
     again = tokenise(made("Oil fell", "stocks", "up up up up"), wordpiece(), max_length=5, cache_dir=tmp_path / "new")
-    assert table.ids.dtype == again.ids.dtype == np.uint16 and isinstance(again.ids, np.memmap)
+    assert table.ids.dtype == again.ids.dtype == np.uint16
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level"])
@@ -68,7 +68,7 @@ def test_tokens_are_made_once(tmp_path, monkeypatch):
     again = tokenise(texts, tokenizer, max_length=8, cache_dir=tmp_path)
     fresh = tokenise(made("oil fell", "up"), wordpiece(), max_length=8, cache_dir=tmp_path)
     assert rows(first) == rows(again) == rows(fresh)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_changes_the_tokens_makes_another_file(tmp_path):
@@ -81,15 +81,14 @@ def test_what_changes_the_tokens_makes_another_file(tmp_path):
     left = wordpiece(truncation_side="left")
     assert rows(tokenise(texts, left, max_length=4, cache_dir=tmp_path))[0] == [2, 5, 8, 3]
     assert rows(tokenise(made("up", "oil fell up"), wordpiece(), max_length=8, cache_dir=tmp_path)) == expected[::-1]
-    assert len(list(tmp_path.iterdir())) == 2 * 5
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-2], lambda b: b[:20], lambda b: b"", lambda b: b"PK\x03\x04" + bytes(200)])
-@pytest.mark.parametrize("part", ["ids", "lengths"])
-def test_a_damaged_file_is_made_again(tmp_path, part, damage):
+def test_a_damaged_file_is_made_again(tmp_path, damage):
     texts, tokenizer = made("oil fell up", "up"), wordpiece()
     expected = rows(tokenise(texts, tokenizer, max_length=8, cache_dir=tmp_path))
-    (path,) = tmp_path.glob(f"*_{part}.npy")
+    (path,) = tmp_path.iterdir()
     good = path.read_bytes()
     path.write_bytes(damage(good))
     assert rows(tokenise(texts, tokenizer, max_length=8, cache_dir=tmp_path)) == expected
