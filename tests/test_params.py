@@ -51,20 +51,36 @@ def test_what_is_meant_clearly_is_converted(name, value, expected):
 @pytest.mark.parametrize(
     "name, value, allowed",
     [
-        ("batch_size", 0, "a whole number of at least 1"),
-        ("batch_size", 1.5, "a whole number of at least 1"),
-        ("batch_size", True, "a whole number of at least 1"),
-        ("warmup_steps", 1.5, "a whole number of at least 0 or a share below 1"),
-        ("warmup_steps", -0.5, "a whole number of at least 0 or a share below 1"),
-        ("learning_rate", "fast", "a number of at least 0"),
-        ("learning_rate", float("nan"), "a number of at least 0"),
+        ("batch_size", 0, "a whole number from 1 to 1,000,000,000"),
+        ("batch_size", 1.5, "a whole number from 1 to 1,000,000,000"),
+        ("batch_size", True, "a whole number from 1 to 1,000,000,000"),
+        ("warmup_steps", 1.5, "a whole number from 0 to 1,000,000,000 or a share below 1"),
+        ("warmup_steps", -0.5, "a whole number from 0 to 1,000,000,000 or a share below 1"),
+        ("learning_rate", "fast", "a number above 0 and up to 100"),
+        ("learning_rate", float("nan"), "a number above 0 and up to 100"),
         ("alpha", 1.2, "a number from 0 to 1"),
         ("use_cached", "perhaps", "true or false"),
         ("shuffle", "yes", "one of none, within_shards, all"),
-        ("run_name", True, "text, or None"),
+        ("run_name", True, "text (one line, names of at most 255 bytes), or None"),
         ("feature_layers", "a", "whole numbers such as 0,2"),
         ("student_args", "depth", "words such as depth=2 num_heads=4"),
         ("student_args", 8, "words such as depth=2 num_heads=4"),
+        ("student_args", [8], "words such as depth=2 num_heads=4"),
+        ("student_args", {3: 8}, "words such as depth=2 num_heads=4"),
+        ("student_args", "depth=Infinity", "words such as depth=2 num_heads=4"),
+        ("student_args", {"a": {"b": [float("nan")]}}, "words such as depth=2 num_heads=4"),
+        ("learning_rate", "inf", "a number above 0 and up to 100"),
+        ("learning_rate", 0, "a number above 0 and up to 100"),
+        ("clip_grad_norm", 0, "a number above 0"),
+        ("clip_grad_norm", "1e999", "a number above 0"),
+        ("epochs", "inf", "a whole number from 1 to 10,000"),
+        ("seed", 2**63, "a whole number from 0 to 9,223,372,036,854,775,807"),
+        ("fixed_shards", 0, "a whole number above 0 and up to 1,000,000,000 or a share below 1"),
+        ("feature_layers", {0: 1}, "whole numbers such as 0,2"),
+        ("feature_layers", "[1, Infinity]", "whole numbers such as 0,2"),
+        ("dataset", "a\nb", "text (one line, names of at most 255 bytes)"),
+        ("cache_dir", "outputs/\0", "text (one line, names of at most 255 bytes)"),
+        ("dataset", "\ud800", "text (one line, names of at most 255 bytes)"),
     ],
 )
 def test_what_is_not_is_refused_with_what_is_allowed(name, value, allowed):
@@ -89,6 +105,23 @@ def test_what_is_not_given_suits_the_data(changes, expected):
     assert (p.student_args, p.crop_scale_min, p.horizontal_flip) == expected
     shown = {name: value for name, value in changes.items() if value != "none"}
     assert p.changed().keys() == shown.keys(), "what None stands for is no change of the default"
+
+
+def test_a_list_is_refused_by_each_of_its_numbers():
+    values = {name: row.default for name, row in TABLE["soft_distill_text"].items()}
+    assert check_params(values | {"sweep_alphas": "0,1"}, "soft_distill_text").sweep_alphas == [0.0, 1.0]
+    with pytest.raises(ParameterError, match=r"^sweep_alphas is \[0.5, 2\]; allowed is numbers such as .* from 0 to 1"):
+        check_params(values | {"sweep_alphas": [0.5, 2]}, "soft_distill_text")
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 100_000, [0] * 100_000, "[" * 100_000, 10**5000, [[]] * 2000], ids=lambda v: type(v).__name__
+)
+def test_a_value_beyond_measure_is_refused_in_a_sentence_that_can_be_read(value):
+    for name in ("run_name", "student_layers", "student_args", "batch_size", "use_cached", "learning_rate", "shuffle"):
+        with pytest.raises(ParameterError) as error:
+            check_params(given(**{name: value}), "train_fixed")
+        assert str(error.value).startswith(f"{name} is ") and len(str(error.value)) < 450
 
 
 def test_a_near_miss_of_a_name_is_caught():

@@ -96,7 +96,7 @@ def build_pretraining_dataloader(
         raw = open_source_of(cache_dir, dataset, split=split, streaming=streaming, **columns)
         if raw.num_images is None:
             raise ValueError(f"{dataset} is streamed and has no random access; set use_cached to true and precompute it.")
-        if getattr(raw, "note", "") and distributed.rank() == 0:
+        if raw.note and distributed.rank() == 0:
             print(raw.note, flush=True)
         order = Order(shard_sizes=even_shards(raw.num_images, cache_shard_size), regime=regime, **settings)
         _say_shares(subset[regime], order)

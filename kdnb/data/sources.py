@@ -6,8 +6,7 @@ which keeps an Arrow copy of the same size in its cache; `streaming=True` keeps 
 
 Every source has: name, classes (list of names or None), num_images (None while streaming), labelled, fingerprint, and
 `items(ids)`, which yields (id, encoded, label or None) for rows of the source. Where it is labelled and not streaming,
-`labels()` gives all labels, int64 [num_images], without touching a picture. A folder has a `note` on what is left out
-of it, or "".
+`labels()` gives all labels, int64 [num_images], without touching a picture. `note` is a sentence on what is left out, or "".
 """
 
 import contextlib
@@ -138,7 +137,7 @@ def whole_name(name: str) -> tuple[str, float]:
 class DigitsSource:
     """scikit-learn's handwritten digits, 8x8 in 17 greys, scaled up to 32x32 RGB: 1,500 to train on, 297 to test."""
 
-    labelled = True
+    labelled, note = True, ""
 
     def __init__(self, split: str):
         rows = {"train": range(1500), "test": range(1500, 1797)}
@@ -325,6 +324,8 @@ def _open_table(
 
 class _Rows:
     """Rows with a column of images, and perhaps one of labels."""
+
+    note = ""
 
     def __init__(self, rows, name: str, image_column: str, label_column: str | None, folder: Path | None):
         self._rows, self.name, self._image, self._label, self._folder = rows, name, image_column, label_column, folder

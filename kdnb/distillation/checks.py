@@ -17,7 +17,7 @@ from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_f
 from kdnb.distillation.teacher import require_recurring_views
 from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
-from kdnb.losses import DistillationLoss, labels_fit
+from kdnb.losses import labels_fit
 from kdnb.models.vision import require_as_many_layers, require_model
 from kdnb.models.weights import require_checkpoint
 from kdnb.params import ParameterError, arguments_of
@@ -165,9 +165,8 @@ def _comparison(p: SimpleNamespace):
 
 
 def _sweep(p: SimpleNamespace):
-    for temperature in p.sweep_temperatures:
-        for alpha in p.sweep_alphas:
-            DistillationLoss("soft_targets", temperature=temperature, alpha=alpha)
+    if p.sweep_temperatures and not p.sweep_alphas:
+        raise ValueError("sweep_alphas is empty, but sweep_temperatures is not; give at least one alpha, or no temperatures.")
 
 
 def _processes(p: SimpleNamespace) -> int:

@@ -5,6 +5,8 @@ validator a type there as well, and so do refused bools; its messages would be r
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 COUNT_OR_SHARE = int | float  # 50: so many; 0.05: that share of all
+_MOST_ENTRIES = 1000  # of a list
+_LONGEST_NAME = 255  # bytes that a file system takes
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Param:
         default: what stands in the notebook's parameters cell.
         help: one line without `=`, which papermill could not read.
         section: the heading under which it stands in that cell.
-        low, high: the range of a number, both inclusive. choices: the words that are allowed.
+        low, high: the range of a number, or of each of a list, both inclusive. above: a bound that it may not have itself.
+        choices: the words that are allowed.
         optional: None is allowed, and means "off" or "find out".
         stands_for: what None stands for beside the notebook's other values, where it stands for one that suits the data.
         free: a run may be resumed with another value: it says how the run is carried out, not what comes out, or it makes a
@@ -37,6 +42,7 @@ class Param:
     section: str = ""
     low: float = -inf
     high: float = inf
+    above: float = -inf
     choices: tuple[str, ...] = ()
     optional: bool = False
     free: bool = False
@@ -50,10 +56,12 @@ class Param:
     def allowed(self) -> str:
         """What is allowed, in words."""
         text = "one of " + ", ".join(self.choices) if self.choices else _KINDS[self.kind].words
-        if self.high < inf:
-            text += f" from {self.low:g} to {self.high:g}"
+        if self.above > -inf:
+            text += f" above {self.above:,}" + (f" and up to {self.high:,}" if self.high < inf else "")
+        elif self.high < inf:
+            text += f" from {self.low:,} to {self.high:,}"
         elif self.low > -inf:
-            text += f" of at least {self.low:g}"
+            text += f" of at least {self.low:,}"
         text += " or a share below 1 such as 0.05" if self.kind == COUNT_OR_SHARE else ""
         return text + (", or None" if self.optional else "")
 
@@ -65,8 +73,9 @@ class Param:
         if self.choices and isinstance(value, bool):  # YAML's true among the words auto, true, false
             value = str(value).lower()
         converted = _KINDS[self.kind].convert(value)
-        if isinstance(converted, (int, float)) and not self.low <= converted <= self.high:  # NaN is refused here as well
-            raise ValueError
+        for number in converted if isinstance(converted, list) else [converted]:
+            if isinstance(number, (int, float)) and not (self.low <= number <= self.high and number > self.above):
+                raise ValueError
         if self.choices and converted not in self.choices:
             raise ValueError
         return converted
@@ -85,15 +94,16 @@ def _bool(value) -> bool:
 
 def _int(value) -> int:
     number = _float(value)
-    if not number.is_integer():  # infinity and NaN are none
+    if not number.is_integer():
         raise ValueError
     return int(value) if isinstance(value, int) or str(value).isdigit() else int(number)  # a float holds 53 bits alone
 
 
 def _float(value) -> float:
-    if isinstance(value, bool):
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError
-    return float(value)
+    return number
 
 
 def _count_or_share(value) -> int | float:
@@ -104,22 +114,32 @@ def _count_or_share(value) -> int | float:
 def _str(value) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Path)):
         raise ValueError
-    return str(value)
+    text = str(value)
+    if re.search(r"[\0-\x1f]", text) or any(len(name.encode()) > _LONGEST_NAME for name in re.split("[/,]", text)):
+        raise ValueError
+    return text
 
 
 def _list_of(convert: Callable) -> Callable:
     def entries(value) -> list:
         if isinstance(value, str):
             value = json.loads(value) if value.startswith("[") else value.replace(",", " ").split()
-        return [convert(entry) for entry in ([value] if isinstance(value, (int, float)) else value)]
+        value = [value] if isinstance(value, (int, float)) else value
+        if not isinstance(value, (list, tuple)) or len(value) > _MOST_ENTRIES:
+            raise ValueError
+        return [convert(entry) for entry in value]
 
     return entries
 
 
 def _words(value) -> dict:
     if isinstance(value, str):
-        return {name: _literal(text) for name, text in (word.split("=", 1) for word in value.split())}
-    return {**value}
+        value = {name: _literal(text) for name, text in (word.split("=", 1) for word in value.split())}
+    words = {**value}
+    json.dumps(words, allow_nan=False)  # refuses what no file of the run can hold
+    if not all(isinstance(name, str) and name.isidentifier() for name in words):
+        raise ValueError
+    return words
 
 
 def _literal(text: str):
@@ -140,9 +160,9 @@ _KINDS = {
     bool: _Kind("bool", "true or false", _bool),
     int: _Kind("int", "a whole number", _int),
     float: _Kind("float", "a number", _float),
-    str: _Kind("str", "text", _str),
-    list[int]: _Kind("list[int]", "whole numbers such as 0,2", _list_of(_int)),
-    list[float]: _Kind("list[float]", "numbers such as 1,2.5", _list_of(_float)),
+    str: _Kind("str", f"text (one line, names of at most {_LONGEST_NAME} bytes)", _str),
+    list[int]: _Kind("list[int]", f"whole numbers such as 0,2 (at most {_MOST_ENTRIES:,})", _list_of(_int)),
+    list[float]: _Kind("list[float]", f"numbers such as 1,2.5 (at most {_MOST_ENTRIES:,})", _list_of(_float)),
     dict: _Kind("dict", "words such as depth=2 num_heads=4", _words),
     COUNT_OR_SHARE: _Kind("float", "a whole number", _count_or_share),
 }

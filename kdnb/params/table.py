@@ -29,10 +29,17 @@ FIRST = {
     "evaluate": "checkpoint_dir dataset split eval_split probe_samples image_column label_column run_name",
 }
 
+_MOST = 10**9  # of a whole number that has no bound of its own: more images, steps or pixels than anybody has
+_MOST_EPOCHS = 10_000  # what each of them visits is counted before the first
+_LARGEST_SIDE = 8192  # of a view: its square is the largest picture that is decoded (data/decode.py)
+_LARGEST_SEED = 2**63 - 1  # an int64
+
 
 def _p(name, kind, default, help, notebooks=COMPARE, **facts) -> list[tuple[str, Param]]:
     """One row a notebook. `facts` are fields of Param, or the default that one notebook has instead, by the notebook's name."""
     own = {notebook: facts.pop(notebook) for notebook in notebooks if notebook in facts}
+    if kind in (int, COUNT_OR_SHARE):
+        facts.setdefault("high", _MOST)
     return [(notebook, Param(name, kind, own.get(notebook, default), help, **facts)) for notebook in notebooks]
 
 
@@ -67,18 +74,18 @@ _SECTIONS = {
         _p("max_val_samples", int, None, "validation texts, drawn by class; None: all", TEXT, low=1, optional=True),
         _p("on_short", str, "refuse", "where more samples are asked for than there are: refuse or take_all", TEXT,
            choices=("refuse", "take_all")),
-        _p("max_length", int, 48, "tokens of a text, at most", TEXT, low=2),
+        _p("max_length", int, 48, "tokens of a text, at most", TEXT, low=2, high=100_000),
         _p("streaming", bool, False, "read a Hub data set without storing it", SOURCES, free=True),
         _p("cache_dir", str, "outputs/cache_digits", "folder of the shards, from the project's root", IMAGES),
         _p("cache_shard_size", int, 48, "images per shard", IMAGES, low=1),
-        _p("image_size", int, 32, "side of the stored images in pixels", IMAGES, low=1),
+        _p("image_size", int, 32, "side of the stored images in pixels", IMAGES, low=1, high=_LARGEST_SIDE),
         _p("resize", str, "crop", "crop: short side to image_size and centre crop; squash: both sides", IMAGES,
            choices=("crop", "squash")),
         _p("storage", str, "uint8", "number format of the shards: uint8, float16 or float32", ("precompute",),
            choices=("uint8", "float16", "float32")),
         _p("max_samples", int, None, "images to store; None: all", ("precompute",), low=1, optional=True),
         _p("permutation_seed", int, 0, "store in a seeded random order; None: as they come", ("precompute",), low=0,
-           optional=True),
+           high=_LARGEST_SEED, optional=True),
         _p("held_out", float, 0.2, "share of each class held out where an image folder has no split but train; 0: none",
            ("precompute",), low=0, high=0.9),
         _p("on_unreadable", str, "skip", "skip unreadable images (logged, recorded in the index) or refuse them", ("precompute",),
@@ -92,17 +99,17 @@ _SECTIONS = {
         _p("persistent_workers", bool, False, "keep worker processes between epochs", free=True),
         _p("shuffle", str, "within_shards", "order inside an epoch, the same for every regime: none, within_shards or all",
            choices=("none", "within_shards", "all")),
-        _p("fixed_shards", COUNT_OR_SHARE, 0.8, "shards that every epoch reads, or their share of all", ("train_fixed",), low=0),
+        _p("fixed_shards", COUNT_OR_SHARE, 0.8, "shards that every epoch reads, or their share of all", ("train_fixed",),
+           above=0),
         _p("fixed_choice", str, "first", "the first shards, or a seeded choice", ("train_fixed",), choices=("first", "seeded")),
         _p("samples_per_epoch", COUNT_OR_SHARE, 0.8, "random samples, or a share of all, drawn per epoch; None: draw shards",
-           ("train_random",), low=0,
-           optional=True),
+           ("train_random",), above=0, optional=True),
         _p("shards_per_epoch", COUNT_OR_SHARE, None, "random shards, or a share of all, drawn per epoch; None: draw samples",
-           ("train_random",), low=0,
-           optional=True),
+           ("train_random",), above=0, optional=True),
         _p("draw", str, "independent", "independent: draw each epoch anew; dealt: without replacement", ("train_random",),
            choices=("independent", "dealt")),
-        _p("random_subset_seed", int, 0, "seed of the random or fixed subset", ("train_random", "train_fixed"), low=0),
+        _p("random_subset_seed", int, 0, "seed of the random or fixed subset", ("train_random", "train_fixed"), low=0,
+           high=_LARGEST_SEED),
     ],
     "models and loss": [
         _p("teacher", str, "builtin", "builtin (trained here on the digits), a timm model, or a model folder", IMAGES),
@@ -132,7 +139,7 @@ _SECTIONS = {
            optional=True, stands_for=_by_data(False, True)),
         _p("use_local_crops", bool, False, "multicrop: the student also sees small crops"),
         _p("local_crops_number", int, 6, "local crops per image", low=1, high=64),
-        _p("local_crop_size", int, 16, "side of the local crops in pixels", low=1),
+        _p("local_crop_size", int, 16, "side of the local crops in pixels", low=1, high=_LARGEST_SIDE),
     ],
     "what is computed once and kept": [
         _p("cache_teacher_features", bool, False, "store the teacher's outputs and read them from then on"),
@@ -140,7 +147,7 @@ _SECTIONS = {
            ("precompute",)),
         _p("teacher_feature_dir", str, "outputs/cache_teacher", "folder of the stored teacher outputs", IMAGES),
         _p("teacher_views", int, None, "views per image, seen in turn, whose outputs are stored; None: ever new ones", IMAGES,
-           low=1, optional=True),
+           low=1, high=1000, optional=True),
         _p("teacher_storage", str, "float16", "number format of the stored outputs: float16 or float32", IMAGES,
            choices=("float16", "float32")),
         _p("teacher_top_k", int, None, "store only the k largest logits and the rest's mass; None: all", IMAGES, low=1,
@@ -150,17 +157,19 @@ _SECTIONS = {
            choices=("auto", "true", "false"), free=True),
     ],
     "training": [
-        _p("epochs", int, 10, "passes over the data, or over what the regime draws of them", LOOPS, low=1, compare_regimes=5),
+        _p("epochs", int, 10, "passes over the data, or over what the regime draws of them", LOOPS, low=1, high=_MOST_EPOCHS,
+           compare_regimes=5),
         _p("max_steps_per_epoch", int, None, "optimizer steps after which an epoch ends; None: no cap", LOOPS, low=1,
            optional=True, train_optimized=40),
         _p("batch_size", int, 32, "images per forward pass", IMAGES, low=1),
         _p("batch_size", int, 16, "texts per forward pass", TEXT, low=1),
         _p("gradient_accumulation_steps", int, 1, "forward passes per optimizer step", LOOPS, low=1),
-        _p("learning_rate", float, 0.005, "peak learning rate of AdamW", LOOPS, low=0, soft_distill_text=0.001),
-        _p("weight_decay", float, 0.05, "weight decay of AdamW (matrices only)", LOOPS, low=0, soft_distill_text=0.01),
+        _p("learning_rate", float, 0.005, "peak learning rate of AdamW", LOOPS, above=0, high=100, soft_distill_text=0.001),
+        _p("weight_decay", float, 0.05, "weight decay of AdamW (matrices only)", LOOPS, low=0, high=100,
+           soft_distill_text=0.01),
         _p("warmup_steps", COUNT_OR_SHARE, 0.1, "steps of linear warm-up before the cosine decay, or their share of all steps",
            LOOPS, low=0),
-        _p("clip_grad_norm", float, 1.0, "largest gradient norm; None: no clipping", LOOPS, low=0, optional=True),
+        _p("clip_grad_norm", float, 1.0, "largest gradient norm; None: no clipping", LOOPS, above=0, optional=True),
         _p("mixed_precision", str, "auto", "no, bf16, fp16, or auto: bf16 where the hardware has it", LOOPS,
            choices=("auto", "no", "bf16", "fp16")),
         _p("gradient_checkpointing", bool, False, "less memory for about a third more time", TEXT),
@@ -169,12 +178,14 @@ _SECTIONS = {
            choices=("local", "sync")),
         _p("early_stopping", int, None, "stop after so many epochs without a better validation accuracy; None: never", TEXT,
            low=1, optional=True),
-        _p("seed", int, 0, "seed of initialisation, shuffling and views", ("precompute", *TRAIN, *TEXT), low=0),
+        _p("seed", int, 0, "seed of initialisation, shuffling and views", ("precompute", *TRAIN, *TEXT), low=0,
+           high=_LARGEST_SEED),
     ],
     "the sweep": [
-        _p("sweep_temperatures", list[float], [1, 5], "temperatures of the sweep; empty: no sweep", TEXT),
-        _p("sweep_alphas", list[float], [0.5, 1], "alphas of the sweep", TEXT),
-        _p("sweep_epochs", int, 4, "epochs of each run of the sweep: enough to tell the settings apart", TEXT, low=1),
+        _p("sweep_temperatures", list[float], [1, 5], "temperatures of the sweep; empty: no sweep", TEXT, low=0.01, high=1000),
+        _p("sweep_alphas", list[float], [0.5, 1], "alphas of the sweep", TEXT, low=0, high=1),
+        _p("sweep_epochs", int, 4, "epochs of each run of the sweep: enough to tell the settings apart", TEXT, low=1,
+           high=_MOST_EPOCHS),
     ],
     "the comparison": [
         _p("regimes", str, "full random_samples fixed", "of full, random_samples, random_shards, dealt, fixed",
@@ -182,9 +193,9 @@ _SECTIONS = {
         _p("baseline", str, "fixed", "the regime that the others are compared with", ("compare_regimes",),
            choices=("full", "random_samples", "random_shards", "dealt", "fixed"), free=True),
         _p("subset_shards", COUNT_OR_SHARE, 0.5, "shards, or their share of all, in an epoch's subset, the same for every regime",
-           ("compare_regimes",), low=0),
+           ("compare_regimes",), above=0),
         _p("seeds", list[int], [0, 1, 2], "one run of each regime per seed; a permutation test needs 6 to reach 0.05",
-           ("compare_regimes",), free=True),
+           ("compare_regimes",), low=0, high=_LARGEST_SEED, free=True),
         _p("parallel_runs", int, 2, "training notebooks at a time; 1 on a single GPU", ("compare_regimes",), low=1, high=64,
            free=True),
     ],

@@ -13,6 +13,7 @@ from kdnb.progress import choose_mode
 
 _OPEN = '<details class="kdnb-params"><summary>{}</summary><table><tr><th>{}</th></tr>'
 _MARK = ' style="font-weight: bold; background: rgba(230, 159, 0, 0.2)"'
+_READABLE = 120  # letters of a value in a sentence
 
 
 class ParameterError(ValueError):
@@ -106,9 +107,9 @@ def convert_values(values: Mapping, rows: Mapping[str, Param]) -> tuple[dict, li
     for name, value in values.items():
         try:
             converted[name] = rows[name].convert(value)
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             other = f"now an object of type {type(value).__name__} (run the parameters cell again)"
-            shown = repr(value) if is_plain(value) else other
+            shown = _shown(value) if is_plain(value) else other
             faults.append(f"{name} is {shown}; allowed is {rows[name].allowed()} ({rows[name].help}).")
     return converted, faults
 
@@ -118,6 +119,15 @@ def resolve(values: Mapping, rows: Mapping[str, Param]) -> dict:
     return {name: rows[name].resolve(value, values) if name in rows else value for name, value in values.items()}
 
 
+def _shown(value) -> str:
+    """`value` as it is written, as far as one wants to read it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or a list inside itself
+        return f"of type {type(value).__name__} and beyond what can be shown"
+    return text if len(text) <= _READABLE else f"{text[:_READABLE]}... ({len(text):,} letters)"
+
+
 def _unknown(name: str, value, notebook: str) -> str:
     owners = [other for other, rows in TABLE.items() if name in rows]
     near = difflib.get_close_matches(name, TABLE[notebook], n=1)
@@ -125,7 +135,7 @@ def _unknown(name: str, value, notebook: str) -> str:
         hint = f"it belongs to {', '.join(owners)}."
     else:
         hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(TABLE[notebook])}."
-    return f"{notebook} has no parameter {name} (given: {value!r}); {hint}"
+    return f"{notebook} has no parameter {name} (given: {_shown(value)}); {hint}"
 
 
 def arguments_of(function: Callable, p: SimpleNamespace | Mapping) -> dict:
