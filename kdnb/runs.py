@@ -21,7 +21,18 @@ import numpy as np
 
 from kdnb import distributed
 from kdnb.distributed import find_device
-from kdnb.files import Damaged, Held, only_process, read_json, read_tensors, set_aside, write_json, write_tensors
+from kdnb.files import (
+    Damaged,
+    Held,
+    hash_of,
+    only_process,
+    read_json,
+    read_tensors,
+    require_file,
+    set_aside,
+    write_json,
+    write_tensors,
+)
 from kdnb.params import FREE
 
 
@@ -238,11 +249,15 @@ class Run:
             ValueError: a line is broken.
         """
         history: dict[str, list[dict]] = {"steps": [], "epochs": []}
-        if not self._records.exists():
+        try:
+            require_file(self._records)
+        except FileNotFoundError:
             return self.read("history.json") or history
         for number, line in enumerate(self._record_lines(count), start=1):
             try:
-                kind, record = json.loads(line)
+                kind, record, *checksum = json.loads(line)
+                if checksum and checksum != [hash_of((kind, record), length=8)]:
+                    raise ValueError
                 history[kind].append(record)
             except (ValueError, TypeError, KeyError):
                 path = self._records
@@ -250,11 +265,13 @@ class Run:
         return history
 
     def record(self, records: Iterable[tuple[str, dict]]):
-        """Append records of training, each ("steps" or "epochs", record), a line each; of several ranks, rank 0 does."""
+        """Append records of training, each ("steps" or "epochs", record), a line each with a checksum; of several ranks, rank 0
+        does."""
         if distributed.rank() > 0:
             return
         with open(self._records, "ab") as file:
-            file.writelines(f"{json.dumps(record, allow_nan=False)}\n".encode() for record in records)
+            lines = (json.dumps([*record, hash_of(record, length=8)], allow_nan=False) for record in records)
+            file.writelines(f"{line}\n".encode() for line in lines)
             file.flush()
             os.fsync(file.fileno())
 

@@ -113,6 +113,18 @@ def file_of_a_run(folder: Path):
     return [run.folder / "summary.json"], read, ValueError
 
 
+def records_of_a_run(folder: Path):
+    run = Run("a", {}, outputs=folder)
+    records = [{"step": step, "loss": 1 / (3 + step)} for step in range(5)]
+    run.record(("steps", record) for record in records)
+
+    def read():  # a checkpoint says how many there were
+        steps = run.history()["steps"]
+        assert steps == records[: len(steps)]
+
+    return [run.folder / "checkpoints/history.jsonl"], read, ValueError
+
+
 def model_folder(folder: Path):
     save_model(model := build_model("cifar_resnet8", width=2), folder / "m")
     weights = {name: tensor.clone() for name, tensor in load_file(folder / "m/model.safetensors").items()}  # not mapped
@@ -173,7 +185,8 @@ def teacher_outputs(folder: Path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "kind", [plain_values, tensors, result, checkpoint, file_of_a_run, model_folder, shard, index, teacher_outputs]
+    "kind",
+    [plain_values, tensors, result, checkpoint, file_of_a_run, records_of_a_run, model_folder, shard, index, teacher_outputs],
 )
 def test_it_is_found_or_healed_or_harmless(tmp_path, kind: Callable):
     paths, read, errors = kind(tmp_path)
