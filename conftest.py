@@ -21,13 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: worker
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads its options
 def pytest_cmdline_main(config):
-    """A worker a core, unless `-n` says otherwise, something is measured, or there is one file."""
+    """A worker a core, unless `-n` says otherwise, something is measured or attacked, or there is one file."""
     options = config.option
     if not config.pluginmanager.hasplugin("xdist") or options.numprocesses is not None or "PYTEST_XDIST_WORKER" in os.environ:
         return
     paths = {argument.split("::")[0] for argument in config.args}
     files = len(paths) if all(Path(path).is_file() for path in paths) else MOST_WORKERS
-    if min(files, os.cpu_count() or 1) > 1 and options.markexpr == "not benchmark" and not options.usepdb:
+    if min(files, os.cpu_count() or 1) > 1 and options.markexpr == "not benchmark and not attack" and not options.usepdb:
         options.numprocesses, options.dist = min(files, os.cpu_count(), MOST_WORKERS), "loadfile"
         options.loadscopereorder = False  # xdist's own order: files with many tests first
 
