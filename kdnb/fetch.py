@@ -21,7 +21,7 @@ import yaml
 
 from kdnb.data import prepare
 from kdnb.data.cache import read_index
-from kdnb.data.sources import hub_name, is_local, open_source
+from kdnb.data.sources import PartSource, hub_name, is_local, open_source_of
 from kdnb.data.splits import check_hub, copies_folder, open_split, prepared_before
 from kdnb.evaluation.trained_run import data_to_judge_on, open_run
 from kdnb.hub import hub_address, hub_answers, hub_home, is_offline, repo_folder
@@ -162,7 +162,8 @@ def _split(p: SimpleNamespace, split: str, purpose: str, *, kept: Callable | Non
         remark = f", streamed: its images are kept decoded, in {prepare.STORE}"
         return Item(name, purpose, partial(_keep_decoded, kept, **arguments), (anchored(prepare.STORE),), remark)
     columns = {"image_column": p.image_column, "label_column": p.label_column}
-    return Item(name, purpose, partial(_fetch_images, p.dataset, split, **columns), _folders_of_data(hub_name(p.dataset)))
+    fetch = partial(_fetch_images, p.cache_dir, p.dataset, split, **columns)
+    return Item(name, purpose, fetch, _folders_of_data(hub_name(p.dataset)))
 
 
 def _keep_decoded(kept: Callable, **arguments) -> int:
@@ -170,9 +171,10 @@ def _keep_decoded(kept: Callable, **arguments) -> int:
     return 0 if batches is None else _bytes_in(batches.dataset.reader.cache_dir)
 
 
-def _fetch_images(dataset: str, split: str, **columns) -> int:
-    open_source(dataset, split=split, **columns)
-    return _copied_bytes(hub_name(dataset), split)
+def _fetch_images(cache_dir: str, dataset: str, split: str, **columns) -> int:
+    """A split, or where there is none but train, of which precompute holds a part out, that one."""
+    source = open_source_of(cache_dir, dataset, split=split, held_out=TABLE["precompute"]["held_out"].default, **columns)
+    return _copied_bytes(hub_name(dataset), "train" if isinstance(source, PartSource) else split)
 
 
 def _texts(dataset: str, split: str, *, purpose: str) -> Item:

@@ -153,6 +153,28 @@ def test_what_a_notebook_reads(notebook, values, named, tmp_path, monkeypatch, m
     assert [f"{item.name} {item.purpose}" for item in items if item.fetch] == named
 
 
+SPLIT = """
+    from kdnb.data.prepare import held_out_batches
+    from kdnb.data.precompute import precompute
+    precompute("me/photos", "cache", image_size=8, held_out=0.2, progress=False)
+    data = {"dataset": "me/photos", "image_column": None, "label_column": None, "image_size": 8, "resize": "crop"}
+    print(len(held_out_batches(eval_split="test", cache_dir="cache", **data).dataset), "held out")
+"""
+
+
+def test_of_data_without_a_test_split_the_training_images_are_fetched_and_a_part_of_them_is_held_out(hub, with_hub, tmp_path):
+    whole = hub.folder / "datasets/me/photos/data/train-00000-of-00001.parquet"
+    whole.parent.mkdir(parents=True)
+    shutil.copy(hub.folder / "datasets/uoft-cs/cifar10/plain_text/train-00000-of-00001.parquet", whole)
+    (tmp_path / "p.yaml").write_text("# papermill notebooks/train_fixed.ipynb out.ipynb\ndataset: me/photos\n")
+    try:
+        line = next(line for line in with_hub(FETCH, json.dumps([["p.yaml"]])).splitlines() if "eval_split" in line)
+        assert line.endswith("bytes, fetched") and list(hub.fetched(suffix=".parquet")) == ["data/train-00000-of-00001.parquet"]
+        assert with_hub(SPLIT, **OFFLINE).splitlines()[-1] == "50 held out"  # a fifth of 24 in each class, rounded
+    finally:
+        shutil.rmtree(whole.parents[1])
+
+
 def test_nothing_is_asked_of_the_hub_for_what_is_local(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fetch, "hub_answers", lambda: pytest.fail("the Hub was asked"))

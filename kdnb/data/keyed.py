@@ -46,11 +46,12 @@ def hold_out(labels: np.ndarray, share: float, *, seed: int) -> np.ndarray:
     """Which rows are held out, bool [N]: `share` of each class, rounded, but at least one row of it and never the last one.
 
     Args:
-        labels: int64 [N], 0 or larger. A class with a single row keeps it.
+        labels: int64 [N]; rows without a label (-1) are kept. A class with a single row keeps it.
     """
-    sizes = np.bincount(labels)
+    sizes = np.bincount(labels + 1)
     count = np.where(sizes > 1, np.clip(np.rint(share * sizes), 1, np.maximum(sizes - 1, 1)), 0)
-    return ranks_in_class(labels, random_words(len(labels), seed, _HOLD_OUT)) < count[labels]
+    count[0] = 0
+    return ranks_in_class(labels, random_words(len(labels), seed, _HOLD_OUT)) < count[labels + 1]
 
 
 def ranks_in_class(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from kdnb.data.datasets import CachedTensorDataset, RandomSubsetCachedDataset
 from kdnb.data.loader import BatchReader
 from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
-from kdnb.data.sources import HELD_OUT, hub_name, is_local, open_source, open_source_of, source_names, whole_name
+from kdnb.data.sources import HELD_OUT, PartSource, hub_name, is_local, open_source, open_source_of, source_names, whole_name
 from kdnb.distributed import find_device
 from kdnb.files import Damaged, hash_of, read_json, write_json
 from kdnb.hub import is_offline
@@ -40,13 +40,14 @@ def held_out_batches(
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     source: dict[str, Any] = {"dataset": dataset, "split": eval_split, **columns}
     if eval_split in ("test", HELD_OUT) and (share := _held_out_share(cache_dir, dataset)):
-        if not made_from(read_index(anchored(cache_dir or "")), open_source_of(cache_dir or "", dataset, **columns)):
+        source["held_out"] = share
+        part = open_source(**source)
+        if isinstance(part, PartSource) and not made_from(read_index(anchored(cache_dir or "")), part.others):
             raise ValueError(
                 f"dataset {dataset} does not hold the same images as when {cache_dir} was made, and those that were held out are "
                 "not known any more; make the cache anew, with another cache_dir, and train again."
             )
-        source |= {"split": HELD_OUT, "held_out": share}
-        if eval_split == "test":
+        if isinstance(part, PartSource) and eval_split == "test":
             print(f"{dataset} has no split test; the {share:.0%} of each class that {cache_dir} holds out take its place")
     return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
 
@@ -83,7 +84,7 @@ def holds_training_part(
         columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
         same = made_from(index, open_source_of(cache_dir, dataset, split=split, **columns))
     else:  # opening a data set of the Hub might fetch it all: its name has to do
-        same = index["source"] == f"{hub_name(dataset)}/{split}"
+        same = whole_name(index["source"])[0] == f"{hub_name(dataset)}/{split}"
     return same and _enough(index, count, permuted=streaming or index["permutation_seed"] is not None)
 
 

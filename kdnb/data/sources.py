@@ -6,7 +6,8 @@ which keeps an Arrow copy of the same size in its cache; `streaming=True` keeps 
 
 Every source has: name, classes (list of names or None), num_images (None while streaming), labelled, fingerprint, and
 `items(ids)`, which yields (id, encoded, label or None) for rows of the source. Where it is labelled and not streaming,
-`labels()` gives all labels, int64 [num_images], without touching a picture. `note` is a sentence on what is left out, or "".
+`labels()` gives all labels, int64 [num_images], without touching a picture. `note` is a sentence on what is left out, or "". What
+`open_source` returns has `splits`, too, the names of all splits of the data.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ from PIL import Image
 from kdnb.data.cache import read_index
 from kdnb.data.decode import Encoded, printable
 from kdnb.data.keyed import hold_out
-from kdnb.data.splits import SPLITS, check_file_split, check_hub, find_columns, no_split, open_split
+from kdnb.data.splits import SPLITS, NoSplit, check_file_split, check_hub, find_columns, no_split, open_split
 from kdnb.files import Damaged, hash_of, read_json, write_json
 from kdnb.runs import anchored, local_or_hub
 
@@ -59,28 +60,38 @@ def open_source(
         image_column, label_column: columns of Parquet and Hub data; by default the only column of images, and the
             only one of class labels.
         streaming: read Parquet or Hub data in order without a copy on this disk.
-        held_out: where a folder of labelled images has no split but `train`, that share of each class, drawn with a fixed seed,
-            is left out of `train` and makes up the split `held_out`.
+        held_out: where labelled images have no split but `train`, that share of each class, drawn with a fixed seed, is left
+            out of `train` and makes up the split `held_out`, which is then also called `test`. A stream tells its labels too
+            late for that, and a note says so.
 
     Raises:
-        ValueError: no such dataset, split or column; says which there are.
+        ValueError: no such dataset or column. NoSplit (a ValueError): no such split. It says which there are.
     """
     table = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     require_dataset(dataset)
     dataset, path = str(dataset), anchored(dataset)
     listing = _list_files(path) if dataset != "digits" and path.is_dir() else None
-    if dataset != "digits" and (listing is None or any(name.endswith(".parquet") for name in listing.files)):
-        return _open_table(local_or_hub(dataset), split, image_column, label_column, streaming)
+    is_table = dataset != "digits" and (listing is None or any(name.endswith(".parquet") for name in listing.files))
     for name, value in table.items():
-        if value:
+        if value and not is_table:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
-    if dataset == "digits":
-        return DigitsSource(split)
-    assert listing is not None
-    source = FolderSource(path, "train" if held_out and split == HELD_OUT else split, listing)
-    if not held_out or split not in ("train", HELD_OUT) or not source.labelled or not source.is_only_split:
-        return source
-    return PartSource(source, held_out, is_held_out=split == HELD_OUT)
+
+    def open_whole(split: str) -> DigitsSource | FolderSource | TableSource | StreamSource:
+        if is_table:
+            return _open_table(local_or_hub(dataset), split, image_column, label_column, streaming)
+        return DigitsSource(split) if listing is None else FolderSource(path, split, listing)
+
+    try:
+        whole = open_whole(split)
+    except NoSplit:
+        if not held_out or split not in ("test", HELD_OUT):
+            raise
+        whole = open_whole("train")
+        if not _can_be_parted(whole):
+            raise
+    if not held_out or split not in ("train", "test", HELD_OUT) or not _can_be_parted(whole):
+        return whole
+    return PartSource(whole, held_out, is_held_out=split != "train")
 
 
 def open_source_of(
@@ -92,6 +103,15 @@ def open_source_of(
         held_out = whole_name(read_index(anchored(cache_dir))["source"])[1]
     columns: dict = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     return open_source(dataset, split=split, held_out=held_out, **columns)
+
+
+def _can_be_parted(source) -> TypeGuard["FolderSource | TableSource"]:
+    """Whether images can be held out of `source`, by class; the note of a stream says that they cannot."""
+    if [*source.splits] != ["train"]:
+        return False
+    if source.num_images is None:
+        source.note = f"{source.name} is streamed, so no images of it can be held out; set streaming to false for that"
+    return source.num_images is not None and source.labelled
 
 
 def require_dataset(dataset: str | Path | None):
@@ -142,8 +162,8 @@ class DigitsSource:
     def __init__(self, split: str):
         rows = {"train": range(1500), "test": range(1500, 1797)}
         if split not in rows:
-            raise ValueError(no_split("digits", split, rows))
-        self.name = f"digits/{split}"
+            raise NoSplit(no_split("digits", split, rows))
+        self.name, self.splits = f"digits/{split}", list(rows)
         self.classes = [str(digit) for digit in range(10)]
         self.num_images = len(rows[split])
         self._rows = rows[split]
@@ -189,8 +209,8 @@ class FolderSource:
             )
             folder, self.name = folder / split, f"{self.name}/{split}"
         elif tops or split != "train":
-            raise ValueError(no_split(str(folder), split, sorted(tops) or ["train"]))
-        self.is_only_split = tops <= {split}
+            raise NoSplit(no_split(str(folder), split, sorted(tops) or ["train"]))
+        self.splits = sorted(tops) or ["train"]
         self._folder = folder
         self._files = sorted(files)
         self.num_images = len(self._files)
@@ -221,13 +241,19 @@ class PartSource:
 
     labelled = True
 
-    def __init__(self, whole: FolderSource, share: float, *, is_held_out: bool):
+    def __init__(self, whole: "FolderSource | TableSource", share: float, *, is_held_out: bool):
         held_out = hold_out(whole.labels(), share, seed=0)
+        self._share, self._is_held_out, self.splits = share, is_held_out, [*whole.splits, HELD_OUT]
         self._whole, self._rows = whole, np.flatnonzero(held_out == is_held_out)
         self._facts = [whole.fingerprint, share, is_held_out]
         self.name = f"{whole.name} {'' if is_held_out else 'without '}{HELD_OUT} {share}"
         self.classes, self.num_images, self.note = whole.classes, len(self._rows), whole.note
         self.num_others = len(held_out) - self.num_images
+
+    @property
+    def others(self) -> "PartSource":
+        """The images that are not in this part."""
+        return PartSource(self._whole, self._share, is_held_out=not self._is_held_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -313,13 +339,13 @@ def _open_table(
     def columns(features) -> list[str]:
         return [column for column in find_columns(dataset, features, image_column, label_column) if column]
 
-    rows, file_facts = open_split(dataset, load, split, streaming=streaming, columns=columns, **files)
+    rows, file_facts, splits = open_split(dataset, load, split, streaming=streaming, columns=columns, **files)
     image_column, label_column = find_columns(dataset, rows.features, image_column, label_column)
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     folder = path.parent if path.is_file() else path if path.is_dir() else None
     if streaming:
-        return StreamSource(rows, name, image_column, label_column, folder, files=file_facts)
-    return TableSource(rows, name, image_column, label_column, folder)
+        return StreamSource(rows, name, image_column, label_column, folder, splits, files=file_facts)
+    return TableSource(rows, name, image_column, label_column, folder, splits)
 
 
 class _Rows:
@@ -327,8 +353,11 @@ class _Rows:
 
     note = ""
 
-    def __init__(self, rows, name: str, image_column: str, label_column: str | None, folder: Path | None):
+    def __init__(
+        self, rows, name: str, image_column: str, label_column: str | None, folder: Path | None, splits: Sequence[str]
+    ):  # fmt: skip
         self._rows, self.name, self._image, self._label, self._folder = rows, name, image_column, label_column, folder
+        self.splits = splits
         self.classes = getattr(rows.features[label_column], "names", None) if label_column else None
 
     def _item(self, number: int, cells: dict) -> Item:

@@ -6,7 +6,7 @@ validation images would wait for its 150 GB of training images. Here the other s
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdnb.hub import WITHOUT_NETWORK, is_offline
@@ -16,8 +16,12 @@ LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets", "cate
 Columns = Callable[[dict], Sequence[str]]
 
 
+class NoSplit(ValueError):
+    """A data set has no split of this name."""
+
+
 def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, columns: Columns | None = None, **files) -> tuple:
-    """(`datasets.Dataset`, or `datasets.IterableDataset` with its features, what tells its files) of one split.
+    """(`datasets.Dataset`, or `datasets.IterableDataset` with its features; what tells its files; the names of all splits).
 
     Args:
         dataset: the data set's name, for messages. load, files: arguments of `datasets.load_dataset_builder`.
@@ -25,20 +29,20 @@ def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, 
             are streamed, the bytes of the others are not read.
 
     Raises:
-        ValueError: no such data set or split (says which there are).
+        ValueError: no such data set. NoSplit: no such split (says which there are).
     """
     import datasets
 
     if is_offline() and not files and not Path(load).exists():
         table = prepared_before(load, split)
         if table is None:
-            raise ValueError(f"dataset {dataset}, split {split}, is not here, and HF_HUB_OFFLINE is set; {WITHOUT_NETWORK}.")
+            raise NoSplit(f"dataset {dataset}, split {split}, is not here, and HF_HUB_OFFLINE is set; {WITHOUT_NETWORK}.")
         table = table.to_iterable_dataset() if streaming else table
-        return _select(table, columns), None
+        return _select(table, columns), None, _splits_before(load)
     builder = ask(dataset, datasets.load_dataset_builder, load, **files)
     splits = builder.config.data_files or builder.info.splits or {}
     if split not in splits:
-        raise ValueError(no_split(dataset, split, splits))
+        raise NoSplit(no_split(dataset, split, splits))
     whole, file_facts = Path(builder.cache_dir), None
     if builder.config.data_files and (streaming or not (whole / "dataset_info.json").exists()):
         mine = splits[split]
@@ -48,9 +52,9 @@ def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, 
         if len(splits) > 1:  # beside the copy that `datasets` makes of all splits
             whole = whole.parents[1].with_name(f"{whole.parents[1].name}-{split}") / whole.parent.name / whole.name
     if streaming:
-        return ask(dataset, _stream, builder, split, columns), file_facts
+        return ask(dataset, _stream, builder, split, columns), file_facts, list(splits)
     ask(dataset, builder.download_and_prepare, str(whole), verification_mode="no_checks")
-    return _select(ask(dataset, builder.as_dataset, split), columns), file_facts
+    return _select(ask(dataset, builder.as_dataset, split), columns), file_facts, list(splits)
 
 
 def no_split(dataset: str, split: str, splits) -> str:
@@ -68,10 +72,10 @@ def ask(dataset: str, function: Callable, *args, **kwargs):
 
 
 def check_file_split(path: Path, split: str):
-    """Refuse another split than the one that a single file has by its name; `train`, the default, stands for it: ValueError."""
+    """Refuse another split than the one that a single file has by its name; `train`, the default, stands for it: NoSplit."""
     splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
     if split not in (*splits, "train"):
-        raise ValueError(no_split(str(path), split, splits))
+        raise NoSplit(no_split(str(path), split, splits))
 
 
 def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):
@@ -156,12 +160,25 @@ def prepared_before(name: str, split: str):
     """The newest copy of a split of the Hub's data set `name` that was made here, of all splits or of this one; None: none."""
     import datasets
 
-    for info in sorted(copies_folder(name).glob("*/*/*/dataset_info.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if split in (json.loads(info.read_text(encoding="utf-8"))["splits"] or ()):
+    for folder, splits in sorted(_copies(name), key=lambda copy: copy[0].stat().st_mtime, reverse=True):
+        if split in splits:
             mine = re.compile(rf".*-{re.escape(split)}(-\d+-of-\d+)?\.arrow")
-            files = sorted(path for path in info.parent.iterdir() if mine.fullmatch(path.name))
+            files = sorted(path for path in folder.iterdir() if mine.fullmatch(path.name))
             return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
     return None
+
+
+def _copies(name: str) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, splits) of every Arrow copy of the Hub's data set `name` that was made here."""
+    for info in copies_folder(name).glob("*/*/*/dataset_info.json"):
+        yield info.parent, list(json.loads(info.read_text(encoding="utf-8"))["splits"] or ())
+
+
+def _splits_before(name: str) -> list[str]:
+    """The splits of which there are copies, and "others" where a copy's folder is called as one of several: see `open_split`."""
+    copies = list(_copies(name))
+    others = any(folder.parents[1].name.endswith(f"-{split}") for folder, splits in copies for split in splits)
+    return sorted({split for _, splits in copies for split in splits}) + ["others"] * others
 
 
 def copies_folder(name: str) -> Path:

@@ -86,7 +86,7 @@ _SECTIONS = {
         _p("max_samples", int, None, "images to store; None: all", ("precompute",), low=1, optional=True),
         _p("permutation_seed", int, 0, "store in a seeded random order; None: as they come", ("precompute",), low=0,
            high=_LARGEST_SEED, optional=True),
-        _p("held_out", float, 0.2, "share of each class held out where an image folder has no split but train; 0: none",
+        _p("held_out", float, 0.2, "share of each class held out where labelled images have no split but train; 0: none",
            ("precompute",), low=0, high=0.9),
         _p("on_unreadable", str, "skip", "skip unreadable images (logged, recorded in the index) or refuse them", ("precompute",),
            choices=("skip", "refuse")),

@@ -204,7 +204,7 @@ def _read_table(name: str, dataset: str, load: str, split: str, **files) -> _Col
     """The columns of single values; those of lists, pictures and the like are left out."""
     import datasets
 
-    table, _ = open_split(dataset, load, split, **files)
+    table, *_ = open_split(dataset, load, split, **files)
     classes = {column: kind.names for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
     plain = [column for column, kind in table.features.items() if isinstance(kind, datasets.Value) or column in classes]
     label = find_label_column(dataset, list(classes), plain)

@@ -1,13 +1,18 @@
-"""Images held out of a folder that has no split for it: seeded, by class, known to the cache, and in none of its shards."""
+"""Images held out of data that has no split for it: seeded, by class, known to the cache, and in none of its shards."""
 
 import shutil
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from datasets import ClassLabel, Features
 from PIL import Image
 
 from kdnb.data import prepare
 from kdnb.data.cache import read_index, rebuild_index
+from kdnb.data.decode import decode
+from kdnb.data.keyed import hold_out
 from kdnb.data.loader import build_pretraining_dataloader
 from kdnb.data.precompute import precompute
 from kdnb.data.sources import open_source
@@ -33,16 +38,30 @@ def draw(folder):
     return folder
 
 
+def in_parquet(folder) -> Path:
+    """The same pictures as one file, without a word on splits."""
+    images = Features({"image": datasets.Image(), "label": ClassLabel(names=sorted(COUNTS))})
+    rows = [{"image": str(path), "label": path.parent.name} for path in sorted(folder.glob("*/*.png"))]
+    path = folder.with_name("parquet") / "all.parquet"
+    path.parent.mkdir()
+    datasets.Dataset.from_list(rows, features=images).to_parquet(path)
+    return path
+
+
 def greys(source) -> dict:
-    return {int(np.asarray(Image.open(path)).flat[0]): label for _, path, label in source.items()}
+    return {int(np.asarray(decode(encoded)).flat[0]): label for _, encoded, label in source.items()}
 
 
-def test_it_is_a_share_of_each_class_and_the_rest_is_the_rest(photos):
+@pytest.mark.parametrize("kind", ["folder", "parquet folder", "parquet file"])
+def test_it_is_a_share_of_each_class_and_the_rest_is_the_rest(photos, kind):
+    if kind != "folder":
+        photos = in_parquet(photos) if kind == "parquet file" else in_parquet(photos).parent
     whole = open_source(str(photos))
     rest, part = (open_source(str(photos), split=split, held_out=0.2) for split in ("train", "held_out"))
     assert np.bincount(part.labels(), minlength=4).tolist() == [2, 1, 1, 0] and rest.num_others == part.num_images == 4
     assert not greys(rest).keys() & greys(part).keys() and greys(rest) | greys(part) == greys(whole)
     assert greys(part) == greys(open_source(str(photos), split="held_out", held_out=0.2))
+    assert greys(part) == greys(open_source(str(photos), split="test", held_out=0.2))
     assert len({whole.fingerprint, rest.fingerprint, part.fingerprint}) == 3
     assert [i for i, *_ in rest.items([3, 1])] == [3, 1] and rest.labels().tolist() == [label for *_, label in rest.items()]
 
@@ -52,16 +71,34 @@ def test_a_folder_with_splits_keeps_them(photos, tmp_path):
     assert open_source(str(tmp_path / "split"), held_out=0.2).num_others == 4  # train/ alone
     shutil.copytree(photos, tmp_path / "split/val")
     assert open_source(str(tmp_path / "split"), held_out=0.2).num_images == 18
-    with pytest.raises(ValueError, match="split is 'held_out', but dataset .* has train"):
-        open_source(str(photos), split="held_out")
+    for folder, split, share in (
+        (photos, "held_out", 0.0),
+        (tmp_path / "split", "held_out", 0.2),
+        (tmp_path / "split", "test", 0.2),
+    ):
+        with pytest.raises(ValueError, match=f"split is '{split}', but dataset .* has train"):
+            open_source(str(folder), split=split, held_out=share)
 
 
-@pytest.mark.parametrize("eval_split", ["test", "held_out"])
-def test_the_cache_knows_it(photos, tmp_path, eval_split, capsys):
+def test_of_a_stream_nothing_is_held_out_and_the_cache_says_so(photos, tmp_path, capsys):
+    precompute(str(in_parquet(photos)), tmp_path / "cache", held_out=0.2, streaming=True, **SIZES)
+    assert "all is streamed, so no images of it can be held out; set streaming to false" in capsys.readouterr().out
+    assert read_index(tmp_path / "cache")["num_images"] == 18
+
+
+def test_what_has_no_label_is_not_held_out():
+    labels = np.array([-1, 0, 0, -1, 1, 1, -1])
+    assert not hold_out(labels, 0.9, seed=0)[labels == -1].any()
+
+
+@pytest.mark.parametrize("eval_split, kind", [("test", "folder"), ("held_out", "folder"), ("test", "parquet")])
+def test_the_cache_knows_it(photos, tmp_path, eval_split, kind, capsys):
+    photos = photos if kind == "folder" else in_parquet(photos)
+    name = "photos" if kind == "folder" else "all"
     cache = precompute(str(photos), tmp_path / "cache", held_out=0.2, **SIZES)
     index = read_index(cache)
     (cache / "index.json").unlink()
-    assert rebuild_index(cache)["source"] == index["source"] == "photos without held_out 0.2" and index["num_images"] == 14
+    assert rebuild_index(cache)["source"] == index["source"] == f"{name} without held_out 0.2" and index["num_images"] == 14
     precompute(str(photos), cache, **SIZES)  # goes on as it was begun
     prepare.ensure_cache(dataset=str(photos), split="train", cache_dir=cache, cache_shard_size=4, **IMAGES)
     capsys.readouterr()
