@@ -190,8 +190,11 @@ def _require_maps(student_maps: Maps, teacher_maps: Maps):
 
 def _of_one_size(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both maps in full precision, the larger averaged to the height and width of the smaller."""
+    student, teacher = widened(student), widened(teacher)
+    if student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    return F.adaptive_avg_pool2d(widened(student), size), F.adaptive_avg_pool2d(widened(teacher), size)
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
 def _attention(map: torch.Tensor) -> torch.Tensor:
