@@ -13,7 +13,9 @@ def on(monkeypatch, tmp_path):
     """Function that restores the run as rank `rank` and returns what it draws next."""
 
     def draw(rank: int, *, seed: int = 5) -> list[float]:
+        newest = max((path.name for path in tmp_path.glob("r/checkpoints/*.pt")), default=None)
         monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "broadcast", lambda value: newest if value is None else value)  # as rank 0 finds it
         student = torch.nn.Linear(1, 1)
         load(Run("r", {}, outputs=tmp_path), student, torch.optim.AdamW(student.parameters()), None, seed=seed)
         return torch.rand(3).tolist()

@@ -158,7 +158,7 @@ def test_distilling_end_to_end_learns_and_leaves_models_that_reload(p, tmp_path)
         model = AutoModelForSequenceClassification.from_pretrained(run.folder / name)
         assert model.config.num_labels == 3 and AutoTokenizer.from_pretrained(run.folder / name).pad_token_id is not None
     results = call(compare, p, teacher, student, data, run.folder)
-    written = json.loads((run.folder / "comparison_results.json").read_text())
+    written = run.read("comparison_results.json")
     assert 0 <= written["agreement"] <= 1 and written.keys() == results.keys()
     assert (run.folder / "teacher_student_comparison.png").stat().st_size > 10_000
 
