@@ -27,12 +27,14 @@ from kdnb.notebook_errors import find_sentence
 
 LIMIT = 120  # seconds after which a try counts as a hang
 BAD = ("silent", "traceback", "hang", "lost")
+STOPPED = (os.EX_TEMPFAIL, -signal.SIGTERM, 128 + signal.SIGTERM)  # how kdnb.papermill ends, early and late
 COLUMNS = ("found", "healed", "harmless", *BAD)
 
 
 @dataclass
 class Ended:
-    """How work ended: `done`, `sentence` (an error for people), `traceback` (any other error, or a crash) or `hang`."""
+    """How work ended: `done`, `sentence` (an error for people), `traceback` (any other error, or a crash), `hang`, or `stopped`
+    (by SIGTERM)."""
 
     how: str
     said: str  # what it printed, and its error
@@ -44,8 +46,8 @@ class Ended:
 class Worker:
     """`work(folder)` in a forked process with `folder` as its current one."""
 
-    def __init__(self, work: Callable, folder: Path, limit: float = LIMIT):
-        self.report, self.limit, self.began, self.status = Path(tempfile.mkdtemp()), limit, time.monotonic(), None
+    def __init__(self, work: Callable, folder: Path):
+        self.report, self.began, self.status = Path(tempfile.mkdtemp()), time.monotonic(), None
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
@@ -62,22 +64,22 @@ class Worker:
             time.sleep(0 if pid else min(0.005, left))
         return self.status is not None
 
-    def kill(self, *, alone: bool = False):
-        """SIGKILL, to it and to the processes that it started, or to it `alone`."""
+    def kill(self, number: int = signal.SIGKILL, *, alone: bool = False):
+        """Send a signal to it and to the processes that it started, or to it `alone`."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL) if alone else os.killpg(self.pid, signal.SIGKILL)
-        self.wait(LIMIT)
+            os.kill(self.pid, number) if alone else os.killpg(self.pid, number)
 
     def ended(self) -> Ended:
-        hung = not self.wait(self.began + self.limit - time.monotonic())
-        self.kill()  # and what it left behind
-        said = (self.report / "said").read_text(errors="replace")
-        how, error, result = "hang" if hung else "traceback", "" if hung else f"ended with status {self.status}", None
-        if not hung and os.waitstatus_to_exitcode(self.status) == 0:
+        hung, seconds = not self.wait(self.began + LIMIT - time.monotonic()), time.monotonic() - self.began
+        self.kill()  # or what it left behind
+        self.wait(LIMIT)
+        code, error, result = os.waitstatus_to_exitcode(self.status), "", None
+        how = "hang" if hung else "done" if code == 0 else "stopped" if code in STOPPED else "traceback"
+        if (self.report / "result").exists():
             how, error, result = pickle.loads((self.report / "result").read_bytes())
+        said = (self.report / "said").read_text(errors="replace") + error or f"ended with code {code}"
         shutil.rmtree(self.report)
-        seconds = time.monotonic() - self.began
-        return Ended(how, said + error, result, seconds, 1024 * (self.usage.ru_maxrss - _own_memory()))
+        return Ended(how, said, result, seconds, 1024 * (self.usage.ru_maxrss - _own_memory()))
 
 
 def run(work: Callable, folder: Path) -> Ended:
@@ -86,7 +88,6 @@ def run(work: Callable, folder: Path) -> Ended:
 
 
 def _work(work: Callable, folder: Path, report: Path):
-    code = 1
     try:
         os.setpgid(0, 0)
         file = os.open(report / "said", os.O_WRONLY | os.O_CREAT)
@@ -97,7 +98,6 @@ def _work(work: Callable, folder: Path, report: Path):
         warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
         torch.set_num_threads(1)
         os.chdir(folder)
-        outcome = ("traceback", "", None)
         try:
             outcome = ("done", "", work(folder))
         except BaseException as error:
@@ -105,9 +105,8 @@ def _work(work: Callable, folder: Path, report: Path):
             outcome = ("sentence", sentence, None) if sentence else ("traceback", traceback.format_exc(), None)
         (report / "result").write_bytes(pickle.dumps(outcome))
         sys.stdout.flush()
-        code = 0
     finally:
-        os._exit(code)
+        os._exit(1)
 
 
 def _own_memory() -> int:
@@ -118,8 +117,8 @@ def verdict(ended: Ended, undisturbed: Ended, altered: Path, *, was: bytes | Non
     """What came of the file `altered`, which held `was`: a column of the table."""
     if ended.how != "done":
         return {"sentence": "found"}.get(ended.how, ended.how)
-    words = {altered.name, altered.parent.name}
-    said = any(word in line for line in set(ended.said.splitlines()) - set(undisturbed.said.splitlines()) for word in words)
+    new = set(ended.said.splitlines()) - set(undisturbed.said.splitlines())
+    said = any(name in line for line in new for name in (altered.name, "/".join(altered.parts[-3:-1])))
     if ended.result != undisturbed.result:
         return "found" if said else "silent"
     return "healed" if said or (altered.is_file() and altered.read_bytes() == was) else "harmless"
@@ -177,6 +176,8 @@ class Attack:
     def count(self, row: str, outcome: str, detail: str = "", *, tries: int = 1):
         self.table.counts.setdefault(row, Counter())[outcome] += tries
         if outcome in BAD:
-            self.bad.append(f"{row}: {outcome} with KDNB_ATTACK_SEED={self.seed}: {detail}")
-            self.table.bad.setdefault(f"{row}: {outcome}: {detail}", []).append(self.seed)
-            print(self.bad[-1], flush=True)
+            what = f"{row}: {outcome}: {detail}"
+            self.bad.append(f"{what} (KDNB_ATTACK_SEED={self.seed})")
+            self.table.bad.setdefault(what, []).append(self.seed)
+            if len(self.table.bad[what]) == 1:
+                print(self.bad[-1], flush=True)

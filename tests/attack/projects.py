@@ -6,6 +6,8 @@ whatever happened on the way.
 
 import hashlib
 import json
+import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import accelerate  # noqa: F401 - as what follows without a use: a forked proces
 import numpy as np
 import torch
 import torch._dynamo
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 from text_models import make_text_model
@@ -48,8 +51,19 @@ _TEXT_RUN = {"student": "builtin", "temperature": 3.0, "alpha": 0.7, "epochs": 3
 _WORDS = {"sport": "team match goal league coach", "food": "rice butter oven salt soup"}
 
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent.parent / "notebooks"
+_JOB = {
+    "dataset": "pictures", "cache_dir": CACHE, "image_size": SIZE, "cache_shard_size": 16, "fixed_shards": 3,
+    "teacher": "cifar_resnet8", "teacher_checkpoint": "teacher.pt", "teacher_args": {"width": 4, "num_classes": 10},
+    "student_args": {"width": 4}, "epochs": 12, "batch_size": 16, "warmup_steps": 0, "eval_split": None, "run_name": "job",
+}  # fmt: skip
+
+
 def write_raw(folder: Path) -> dict:
-    """Pictures in a folder a class, texts, a teacher of each kind."""
+    """Pictures in a folder a class, texts, a teacher of each kind, the notebooks."""
+    (folder / "outputs").mkdir()
+    (folder / "notebooks").symlink_to(NOTEBOOKS)
+    (folder / "job.yaml").write_text(yaml.safe_dump(_JOB))
     digits = load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images[:IMAGES], digits.target, strict=False)):
         path = folder / f"pictures/{label}/{number:03d}.png"
@@ -151,6 +165,12 @@ def everything(folder: Path) -> dict:
     if (folder / "outputs/half").exists():
         results["half"], results["half_text"] = half_image_run(folder), half_text_run(folder)
     return results
+
+
+def train_by_papermill(folder: Path):
+    """Become the job."""
+    command = [sys.executable, "-m", "kdnb.papermill", "notebooks/train_fixed.ipynb", "outputs/out.ipynb", "-f", "job.yaml"]
+    os.execv(sys.executable, [*command, "-k", "python3", "--no-progress-bar"])
 
 
 def job_result(folder: Path) -> dict:

@@ -1,10 +1,11 @@
-"""SIGKILL at random moments, again and again: what is started anew never refuses, and ends as if nothing had happened."""
+"""SIGKILL, or SIGTERM, at random moments: what is started anew never refuses, and ends as if nothing had happened."""
 
+import signal
 from functools import partial
 
 import projects
 import pytest
-from harness import Worker, differing, run
+from harness import Worker, brief, differing, run
 
 WORK = {
     "precompute, in one process": ("raw", projects.precompute),
@@ -32,3 +33,19 @@ def test_killed_work_goes_on_and_ends_as_undisturbed(attack, templates, name):
         lost = "lost" if ended.how in ("done", "sentence") else ended.how
         outcome = "healed" if ended.how == "done" and ended.result == undisturbed.result else lost
         attack.count(f"kills of {name}", outcome, differing(ended, undisturbed), tries=kills)
+
+
+def test_a_notebook_that_is_told_to_stop_goes_on(attack, templates):
+    whole = run(projects.train_by_papermill, attack.fresh(templates / "cached"))
+    undisturbed = run(projects.job_result, attack.project)
+    assert undisturbed.how == "done", whole.said
+    for rng in attack.tries():
+        worker = Worker(projects.train_by_papermill, attack.fresh(templates / "cached"))
+        worker.wait(rng.uniform(0, whole.seconds))
+        worker.kill(signal.SIGTERM, alone=True)
+        ended = worker.ended()
+        if ended.how in ("done", "stopped"):
+            ended = run(projects.train_by_papermill, attack.project)
+        result = run(projects.job_result, attack.project).result
+        outcome = ended.how if ended.how != "done" else "healed" if result == undisturbed.result else "lost"
+        attack.count("SIGTERM of kdnb.papermill", outcome, brief(ended.said))

@@ -5,16 +5,16 @@ import random
 from functools import partial
 from pathlib import Path
 
+import projects
 import pytest
 from harness import brief, run
 
 from kdnb.params import TABLE
 
 pytestmark = pytest.mark.attack
-ROOT = Path(__file__).resolve().parent.parent.parent
-# Cells of code after the parameters' that are run: before what takes minutes.
-CELLS = {"precompute": 2, "train_optimized": 4, "train_random": 4, "train_fixed": 4, "evaluate": 1, "compare_regimes": 1,
-         "soft_distill_text": 1}  # fmt: skip
+# Cells of code after the check that are run: before what takes minutes.
+CELLS = {"precompute": 1, "train_optimized": 3, "train_random": 3, "train_fixed": 3, "evaluate": 0, "compare_regimes": 0,
+         "soft_distill_text": 0}  # fmt: skip
 VALUES = [
     None, True, False, 0, 1, -1, 2, 7, 0.5, 1e-9, 1.5, 1e308, 10**6, 2**31, 2**64, -(2**70), float("inf"), float("nan"),
     "", " ", "0", "1e-3", "-1", "nan", "true", "none", "test", "train", "digits", "builtin", "auto", "x", "x,y", "..", "../../x",
@@ -24,13 +24,12 @@ VALUES = [
 
 
 def cells_of(notebook: str) -> list[str]:
-    cells = json.loads((ROOT / f"notebooks/{notebook}.ipynb").read_text())["cells"]
+    cells = json.loads((projects.NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][: 2 + CELLS[notebook]]
 
 
 def first_cells(notebook: str, values: dict, folder: Path) -> dict:
     """Run the parameters' cell, change them, run the cells that follow."""
-    (folder / "notebooks").mkdir(exist_ok=True)
     parameters, *cells = cells_of(notebook)
     names = {"display": print}
     exec(parameters, names)
