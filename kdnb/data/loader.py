@@ -5,7 +5,9 @@ thread that stays a few batches ahead costs nothing that training wants. `Worker
 raw images, where decoding is the work. Both: `batches(epoch, start)` iterates an epoch from its batch number `start`.
 """
 
+import math
 import queue
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from kdnb.data.sources import open_source_of
 from kdnb.runs import anchored
 
 _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
+_STAY_COLD = 64  # batches that go on being asked for after one that had to come from the disk
 
 
 def build_pretraining_dataloader(
@@ -185,11 +188,16 @@ class BatchReader(EpochLoader):
     def _fill(self, plan: list[np.ndarray], free: queue.SimpleQueue, ready: queue.SimpleQueue, stop: threading.Event):
         """Read each batch of `plan` into the next free buffer: (batch, buffer, event of its copy to a GPU) into `ready`."""
         try:
+            torch.set_num_threads(1)  # of this thread alone: the cores belong to training
             stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+            read_before, cold_until = _disk_reads(), _ADVISE_AHEAD
             for positions in plan[:_ADVISE_AHEAD]:
                 self.dataset.reader.advise(positions)
             for number, positions in enumerate(plan):
-                if number + _ADVISE_AHEAD < len(plan):
+                read = _disk_reads()
+                if read != read_before:
+                    read_before, cold_until = read, number + _STAY_COLD
+                if number < cold_until and number + _ADVISE_AHEAD < len(plan):
                     self.dataset.reader.advise(plan[number + _ADVISE_AHEAD])
                 taken = free.get()
                 if taken is None or stop.is_set():
@@ -203,6 +211,14 @@ class BatchReader(EpochLoader):
                 ready.put((batch, buffer, None if stream is None else stream.record_event()))
         except BaseException as error:  # raised again where the batch is asked for
             ready.put((error, None, None))
+
+
+def _disk_reads() -> float:
+    """Grows when this thread had something read from a disk; NaN, which differs from itself, where the system does not tell."""
+    if not hasattr(resource, "RUSAGE_THREAD"):
+        return math.nan
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return usage.ru_inblock + usage.ru_majflt
 
 
 class WorkerLoader(EpochLoader):

@@ -1,12 +1,13 @@
-"""Rows of a cache by position: memory-mapped shards, copied straight into the batch's own buffer.
+"""Rows of a cache by position: memory-mapped shards, gathered straight into the batch's own buffer.
 
 Opening a cache reads the index and compares file sizes; a shard is mapped when a batch first needs it, and its pages stay
-the kernel's (they are dropped under memory pressure), so memory does not grow with the cache. Reading costs one memcpy: a
-slice copy where positions are consecutive, a gather otherwise. Cold data is asked for ahead (`advise`); on the machines where
-we measured, that beats both touching a mapping unprepared and positioned reads (tests/benchmarks/test_reader_speed.py).
+the kernel's (they are dropped under memory pressure), so memory does not grow with the cache. A batch is one gather over all
+mapped shards, whichever of them its rows lie in. Cold data is asked for ahead (`advise`); on the machines where we measured,
+that beats both touching a mapping unprepared and positioned reads (tests/benchmarks/test_reader_speed.py).
 """
 
 import ctypes
+import math
 import mmap
 from functools import cached_property
 from pathlib import Path
@@ -42,13 +43,13 @@ class ShardReader:
         self.dtype = STORAGE_DTYPES[self.index["storage"]]
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
         self._row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
-        self._open: dict[int, _Shard] = {}
+        self._mapped = _Mapped(self._starts, self._row_bytes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getstate__(self):
-        return self.__dict__ | {"_open": {}}
+        return self.__dict__ | {"_mapped": _Mapped(self._starts, self._row_bytes)}
 
     def check_sizes(self):
         """Compare the size of every shard with the index's: a shard that is shortened while it is mapped ends the process
@@ -76,16 +77,10 @@ class ShardReader:
             raise IndexError(f"position {wrong} is outside the cache of {len(self)} images in {self.cache_dir}.")
         if images is None:
             images = torch.empty((len(positions), *self.row_shape), dtype=self.dtype)
-        target = images.view(torch.uint8).numpy().reshape(len(positions), self._row_bytes)
-        ids = np.empty(len(positions), dtype=np.int64)
-        labels = np.empty(len(positions), dtype=np.int64) if self.labelled else None
-        for shard, begin, end, rows in self._segments(positions):
-            _copy_rows(shard.images, rows, target[begin:end])
-            ids[begin:end] = shard.ids[rows]
-            if labels is not None:
-                labels[begin:end] = shard.labels[rows]
-        batch = {"image": images, "id": torch.from_numpy(ids)}
-        return batch if labels is None else batch | {"label": torch.from_numpy(labels)}
+        self._map(positions)
+        self._mapped.gather(positions, images.view(torch.uint8).view(len(positions), self._row_bytes))
+        batch = {"image": images, "id": torch.from_numpy(self._mapped.ids[positions])}
+        return batch | {"label": torch.from_numpy(self._mapped.labels[positions])} if self.labelled else batch
 
     def shard_positions(self, shard: int) -> np.ndarray:
         """Positions of the rows of the shard at place `shard` of the index, int64 [rows]."""
@@ -93,7 +88,9 @@ class ShardReader:
 
     def shard_ids(self, shard: int) -> np.ndarray:
         """Ids of the images of the shard at place `shard` of the index, int64 [rows]."""
-        return self._shard(shard).ids
+        positions = self.shard_positions(shard)
+        self._map(positions)
+        return self._mapped.ids[positions]
 
     @cached_property
     def labelled(self) -> bool:
@@ -112,61 +109,81 @@ class ShardReader:
         return open_shard(self.cache_dir / entry["file"])["labels"].numpy()
 
     def advise(self, positions: np.ndarray):
-        """Ask the kernel to read `positions` ahead, without waiting for it; costs a few per cent of a warm read."""
-        if self._row_bytes < _SMALL_ROW:
+        """Ask the kernel to read `positions` ahead, without waiting for it. Costs a third of a warm read: for cold data."""
+        if self._row_bytes < _SMALL_ROW:  # such shards were asked for whole when they were mapped
             return
-        for shard, _, _, rows in self._segments(np.asarray(positions, dtype=np.int64)):
-            for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-                shard.advise(int(run[0]) * self._row_bytes, len(run) * self._row_bytes)
+        positions = np.sort(positions)
+        self._map(positions)
+        for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1) if len(positions) else ():
+            first, last = self._mapped.addresses(run[[0, -1]]).tolist()
+            _advise(first, last + self._row_bytes - first)
 
-    def _segments(self, positions: np.ndarray):
-        """(shard, begin, end, rows) for each stretch of the batch that lies in one shard."""
-        if not len(positions):
-            return
+    def _map(self, positions: np.ndarray):
+        """Map the shards of `positions` that are not mapped yet."""
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        rows = positions - self._starts[numbers]
-        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(positions)]
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-            yield self._shard(int(numbers[begin])), begin, end, rows[begin:end]
-
-    def _shard(self, number: int) -> "_Shard":
-        if number not in self._open:
+        for number in np.unique(numbers[~self._mapped.is_mapped[numbers]]).tolist():
             entry = self.index["shards"][number]
-            shard = _Shard(self.cache_dir / entry["file"])
-            if (shard.images.shape != (entry["rows"], self._row_bytes)) or (shard.labels is None) == self.index["labelled"]:
+            path = self.cache_dir / entry["file"]
+            shard = open_shard(path)
+            rows = shard["images"].view(len(shard["images"]), -1).view(torch.uint8)
+            if rows.shape != (entry["rows"], self._row_bytes) or ("labels" in shard) != self.index["labelled"]:
                 raise ShardError(
-                    f"{shard.path} holds {shard.images.shape[0]} rows of {shard.images.shape[1]:,} bytes, the index says "
-                    f"{entry['rows']} of {self._row_bytes:,}; run precompute again with the same parameters."
+                    f"{path} holds {rows.shape[0]} rows of {rows.shape[1]:,} bytes, the index says {entry['rows']} of "
+                    f"{self._row_bytes:,}; run precompute again with the same parameters."
                 )
             if self._row_bytes < _SMALL_ROW:
-                shard.advise(0, shard.images.nbytes)
-            self._open[number] = shard
-        return self._open[number]
+                _advise(rows.data_ptr(), rows.nbytes)
+            self._mapped.add(number, rows, shard["ids"], shard.get("labels"))
 
 
-class _Shard:
-    """One mapped shard: images as bytes [N, row bytes], ids and labels [N] in memory."""
+class _Mapped:
+    """The mapped shards of a cache, as one table of rows.
 
-    def __init__(self, path: Path):
-        tensors = open_shard(path)
-        images = tensors["images"]
-        self.path = path
-        self.images = images.reshape(len(images), -1).view(torch.uint8).numpy()
-        self.ids = tensors["ids"].numpy().copy()
-        self.labels = tensors["labels"].numpy().copy() if "labels" in tensors else None
+    The table is a strided view over the process's own addresses, from the first mapping to the end of the last: its row i begins
+    i * step bytes after the first. Only rows that lie in a shard are asked for; what lies between is never touched. So rows of
+    any shards are one call that copies each of them once, without the interpreter's lock.
 
-    def advise(self, begin: int, count: int):
-        """Have bytes [begin, begin + count) of the images read ahead."""
-        if _madvise is not None:
-            address = self.images.ctypes.data + begin
-            page = address - address % mmap.PAGESIZE
-            _madvise(ctypes.c_void_p(page), ctypes.c_size_t(address + count - page), mmap.MADV_WILLNEED)
+    Args:
+        starts: position of the first row of each shard, and of the end. row_bytes: of an image.
+    """
+
+    def __init__(self, starts: np.ndarray, row_bytes: int):
+        self.is_mapped = np.zeros(len(starts) - 1, dtype=bool)
+        self.ids, self.labels = np.zeros(starts[-1], dtype=np.int64), np.full(starts[-1], -1, dtype=np.int64)
+        self._starts, self._row_bytes = starts, row_bytes
+        self._shards: list[torch.Tensor] = []  # kept mapped
+        self._bases = np.zeros(len(starts) - 1, dtype=np.int64)  # address of each shard's first row
+
+    def add(self, number: int, rows: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor | None):
+        """Take in a mapped shard: its images as bytes [N, row_bytes]."""
+        begin, end = self._starts[number : number + 2]
+        self.ids[begin:end] = ids.numpy()
+        if labels is not None:
+            self.labels[begin:end] = labels.numpy()
+        self._shards.append(rows)
+        self._bases[number] = rows.data_ptr()
+        first = min(shard.data_ptr() for shard in self._shards)
+        end = max(shard.data_ptr() + shard.nbytes for shard in self._shards)
+        self._step = math.gcd(self._row_bytes, *(shard.data_ptr() - first for shard in self._shards))
+        memory = torch.frombuffer((ctypes.c_uint8 * (end - first)).from_address(first), dtype=torch.uint8)
+        size = (end - first - self._row_bytes) // self._step + 1
+        self._first, self._table = first, memory.as_strided((size, self._row_bytes), (self._step, 1))
+        self.is_mapped[number] = True
+
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        """Where the rows at `positions` lie in memory, int64 [B]."""
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        return self._bases[numbers] + (positions - self._starts[numbers]) * self._row_bytes
+
+    def gather(self, positions: np.ndarray, out: torch.Tensor):
+        """Copy the rows at `positions` into `out`, uint8 [B, row_bytes]."""
+        if len(positions):
+            index = (self.addresses(positions) - self._first) // self._step
+            torch.index_select(self._table, 0, torch.from_numpy(index), out=out)
 
 
-def _copy_rows(source: np.ndarray, rows: np.ndarray, target: np.ndarray):
-    """target[i] = source[rows[i]], in one pass and one thread (the other cores belong to training)."""
-    first = int(rows[0])
-    if len(rows) == 1 or (rows[-1] - first == len(rows) - 1 and (np.diff(rows) == 1).all()):
-        np.copyto(target, source[first : first + len(rows)])
-    else:
-        np.take(source, rows, axis=0, out=target, mode="clip")  # "clip" fills `out` directly, "raise" through a buffer
+def _advise(address: int, count: int):
+    """Have `count` mapped bytes from `address` on read ahead."""
+    if _madvise is not None:
+        page = address - address % mmap.PAGESIZE
+        _madvise(ctypes.c_void_p(page), ctypes.c_size_t(address + count - page), mmap.MADV_WILLNEED)

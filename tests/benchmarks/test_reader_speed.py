@@ -25,7 +25,7 @@ from kdnb.data.loader import BatchReader
 from kdnb.data.reader import ShardReader
 
 pytestmark = pytest.mark.benchmark
-BATCH, ROUNDS = 64, 7
+BATCH, ROUNDS = 64, 15
 
 
 def consume(batches, limit=None) -> int:

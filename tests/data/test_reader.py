@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdnb.data.cache import ShardError
+from kdnb.data import reader as reader_module
+from kdnb.data.cache import ShardError, open_shard
 from kdnb.data.reader import ShardReader
 
 PATTERNS = {
@@ -50,20 +51,30 @@ def test_a_buffer_is_filled_in_place(cache):
     assert batch["image"].data_ptr() == buffer.data_ptr() and torch.equal(buffer, images[[1, 11, 2]])
 
 
-def test_nothing_is_mapped_before_it_is_needed_nor_pickled_along(cache):
+@pytest.fixture
+def mapped(monkeypatch) -> list[str]:
+    """Names of the shards that are mapped, as they are."""
+    names = []
+    monkeypatch.setattr(reader_module, "open_shard", lambda path: names.append(path.name) or open_shard(path))
+    return names
+
+
+def test_nothing_is_mapped_before_it_is_needed_nor_pickled_along(cache, mapped):
     reader = ShardReader(cache[0])
-    assert not reader._open
-    reader.read(np.array([12]))
-    assert list(reader._open) == [1]
+    assert not mapped
+    for _ in range(2):
+        reader.read(np.array([12]))
+    assert mapped.count("images_shard_00001.pt") == 1 and "images_shard_00002.pt" not in mapped
     again = pickle.loads(pickle.dumps(reader))
-    assert not again._open and torch.equal(again.read(np.array([12]))["image"], cache[1][[12]])
+    assert mapped.count("images_shard_00001.pt") == 1
+    assert torch.equal(again.read(np.array([12]))["image"], cache[1][[12]]) and mapped.count("images_shard_00001.pt") == 2
 
 
-def test_large_rows_can_be_asked_for_ahead(make_cache, tmp_path):
+def test_large_rows_can_be_asked_for_ahead(make_cache, tmp_path, mapped):
     images = make_cache(tmp_path, (3, 3), size=128)
     reader = ShardReader(tmp_path)
     reader.advise(np.array([5, 0, 1, 3]))
-    assert sorted(reader._open) == [0, 1]
+    assert sorted(mapped) == ["images_shard_00000.pt", "images_shard_00001.pt"]
     assert torch.equal(reader.read(np.array([5, 0]))["image"], images[[5, 0]])
 
 
