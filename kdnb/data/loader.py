@@ -1,7 +1,7 @@
 """Batches of an epoch, ready when the step needs them.
 
 `BatchReader` reads a cache with one thread and no worker process: positions are known beforehand, reading is a memcpy, so a
-thread that stays a few batches ahead costs nothing that training wants. `WorkerLoader` uses PyTorch's worker processes, for
+thread that stays a batch or two ahead costs nothing that training wants. `WorkerLoader` uses PyTorch's worker processes, for
 raw images, where decoding is the work. Both: `batches(epoch, start)` iterates an epoch from its batch number `start`.
 """
 
@@ -32,6 +32,7 @@ from kdnb.data.sources import open_source_of
 from kdnb.runs import anchored
 
 _ADVISE_AHEAD = 4  # batches that the kernel is asked for before they are copied
+_QUICK = 2**19  # bytes; a smaller batch is copied sooner than a thread hands it over
 _STAY_COLD = 64  # batches that go on being asked for after one that had to come from the disk
 
 
@@ -141,33 +142,47 @@ class EpochLoader(EpochPlan):
 
 
 class BatchReader(EpochLoader):
-    """Reads batches of a `CachedTensorDataset` with one prefetching thread.
+    """Reads batches of a `CachedTensorDataset` with one prefetching thread, or, where they are small, when they are asked for.
 
     Args:
-        prefetch: batches kept ready. reuse_buffers: hand out the thread's own buffers; such a batch changes when the next
-            one is asked for. On a GPU the host buffers are always reused (they are pinned) and batches never change.
+        prefetch: batches kept ready, 0 for no thread; None: 2 for a GPU, 0 for small batches on a CPU, else 1.
+        reuse_buffers: hand out the reader's own buffers; such a batch changes when the next one is asked for. On a GPU the host
+            buffers are always reused (they are pinned) and batches never change.
     """
 
     dataset: CachedTensorDataset
 
-    def __init__(self, dataset: CachedTensorDataset, *, prefetch: int = 2, reuse_buffers: bool = False, **plan):
+    def __init__(self, dataset: CachedTensorDataset, *, prefetch: int | None = None, reuse_buffers: bool = False, **plan):
         super().__init__(dataset, **plan)
-        self.prefetch, self.reuse_buffers = prefetch, reuse_buffers
+        self._shape, self.reuse_buffers = (self.batch_size, *dataset.reader.row_shape), reuse_buffers
+        small = self.device.type == "cpu" and math.prod(self._shape) * dataset.reader.dtype.itemsize < _QUICK
+        self.prefetch = prefetch if prefetch is not None else 2 if self.device.type == "cuda" else 0 if small else 1
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of `epoch` from batch number `start` on."""
         plan = self._positions(epoch, start)
-        cuda, reader = self.device.type == "cuda", self.dataset.reader
+        yield from self._prefetched(plan) if self.prefetch else self._as_asked_for(plan)
+
+    def _as_asked_for(self, plan: list[np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
+        buffer = torch.empty(self._shape, dtype=self.dataset.reader.dtype) if self.reuse_buffers else None
+        for positions in plan:
+            yield _to_device(self.dataset.read(positions, None if buffer is None else buffer[: len(positions)]), self.device)
+
+    def _prefetched(self, plan: list[np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
+        cuda, dtype = self.device.type == "cuda", self.dataset.reader.dtype
         free: queue.SimpleQueue = queue.SimpleQueue()
         ready: queue.SimpleQueue = queue.SimpleQueue()
         stop = threading.Event()
-        shape, reused = (self.batch_size, *reader.row_shape), cuda or self.reuse_buffers
-        for _ in range(self.prefetch + (1 if cuda else 2)):  # one being filled, those ready, and on a CPU the caller's
-            free.put((torch.empty(shape, dtype=reader.dtype, pin_memory=cuda) if reused else None, None))
+        for _ in range(self.prefetch + 1):  # those that are ready, and the caller's, which is filled once it asks for the next
+            buffer = torch.empty(self._shape, dtype=dtype, pin_memory=cuda) if cuda or self.reuse_buffers else None
+            free.put((buffer, None))
         thread = threading.Thread(target=self._fill, args=(plan, free, ready, stop), name="kdnb-batches", daemon=True)
         thread.start()
         try:
+            held = None  # what the caller has; few buffers stay in the processor's cache
             for _ in plan:
+                if held is not None:
+                    free.put(held)
                 batch, buffer, copied = ready.get()
                 if isinstance(batch, BaseException):
                     raise batch
@@ -177,9 +192,8 @@ class BatchReader(EpochLoader):
                     for name in batch.keys() - {"id"}:
                         batch[name].record_stream(stream)
                     free.put((buffer, copied))
+                held = (buffer, None) if copied is None else None
                 yield batch
-                if copied is None:
-                    free.put((buffer, None))
         finally:
             stop.set()
             free.put(None)

@@ -125,7 +125,7 @@ class ShardReader:
             entry = self.index["shards"][number]
             path = self.cache_dir / entry["file"]
             shard = open_shard(path)
-            rows = shard["images"].view(len(shard["images"]), -1).view(torch.uint8)
+            rows = shard["images"].flatten(1).view(torch.uint8)
             if rows.shape != (entry["rows"], self._row_bytes) or ("labels" in shard) != self.index["labelled"]:
                 raise ShardError(
                     f"{path} holds {rows.shape[0]} rows of {rows.shape[1]:,} bytes, the index says {entry['rows']} of "
