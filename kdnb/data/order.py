@@ -4,8 +4,10 @@ An epoch is an array of positions in the cache. Nothing is remembered between ep
 offset into the array, splitting it over processes is a stride, and coverage is a union. 500,000 positions cost about 50 ms.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -84,7 +86,7 @@ class Order:
                 f"{name} is {value}, but the cache holds {available} {unit}; choose 1 to {available}, or precompute more."
             )
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Samples in the whole cache."""
         return sum(self.shard_sizes)
@@ -94,7 +96,7 @@ class Order:
         """Whether an epoch consists of whole shards, drawn anew: the sizes of epochs then differ where the shards' do."""
         return self.regime == "random" and self.shards_per_epoch is not None
 
-    @property
+    @cached_property
     def smallest_epoch(self) -> int:
         """Samples that every epoch has at least: drawn shards may be the smallest ones."""
         if self.draws_shards:
@@ -107,7 +109,14 @@ class Order:
             return self.num_samples
         if self.regime == "random" and self.samples_per_epoch is not None:
             return self.samples_per_epoch
-        return sum(self.shard_sizes[shard] for shard in self._shards(epoch))
+        alike = epoch if self.draws_shards else 0
+        if alike not in self._sizes:  # which training asks for several times a step
+            self._sizes[alike] = sum(self.shard_sizes[shard] for shard in self._shards(epoch))
+        return self._sizes[alike]
+
+    @cached_property
+    def _sizes(self) -> dict[int, int]:
+        return {}
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Positions of `epoch` in the order of their visit, int64 [size(epoch)]."""
@@ -155,17 +164,28 @@ def deal(n: int, k: int, hand: int, seed: int) -> np.ndarray:
     A hand that straddles two decks holds no card twice: the new deck first gives cards that the hand does not hold yet.
     """
     first, last = hand * k, hand * k + k
-    taken, deck = [], np.empty(0, dtype=np.int64)
-    for number in range((last - 1) // n + 1):  # from the first deck on, because a deck depends on the one before it
-        before, deck = deck, permutation(n, seed, _DRAW, number)
-        held = before[n - (number * n) % k :] if number and (number * n) % k else before[:0]
-        if len(held):
-            fresh = deck[~np.isin(deck, held)][: k - len(held)]
-            deck = np.concatenate([fresh, deck[~np.isin(deck, fresh)]])
-        low, high = max(first - number * n, 0), min(last - number * n, n)
-        if low < high:
-            taken.append(deck[low:high])
-    return np.concatenate(taken)
+    decks = range(first // n, (last - 1) // n + 1)
+    return np.concatenate([_deck(n, k, deck, seed)[max(first - deck * n, 0) : last - deck * n] for deck in decks])
+
+
+@lru_cache(maxsize=2)  # the next epoch's hand mostly comes from the same deck
+def _deck(n: int, k: int, number: int, seed: int) -> np.ndarray:
+    """Deck `number` in the order in which it is dealt.
+
+    Its order depends on the last cards of the deck before it. Where a hand is at most half a deck, these are the last ones of
+    that deck's shuffle, whatever came before; else they follow from the last deck that began with a hand of its own.
+    """
+    begin = number - number % (k // math.gcd(n, k))
+    if 2 * k <= n:
+        begin = max(begin, number - 1)
+    deck = permutation(n, seed, _DRAW, begin)
+    for later in range(begin + 1, number + 1):
+        held = np.zeros(n, dtype=bool)
+        held[deck[n - later * n % k :]] = True
+        deck = permutation(n, seed, _DRAW, later)
+        fresh = np.flatnonzero(~held[deck])[: k - held.sum()]
+        deck = np.concatenate([deck[fresh], np.delete(deck, fresh)])
+    return deck
 
 
 class EpochPlan:
