@@ -51,7 +51,7 @@ def project_root() -> Path:
 
 def anchored(path: str | Path) -> Path:
     """`path`, taken from the project's root unless it is absolute."""
-    return project_root() / Path(path).expanduser()
+    return project_root() / os.path.expanduser(path)  # as it is where there is no such user
 
 
 def local_or_hub(name: str) -> str:

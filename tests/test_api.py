@@ -83,7 +83,7 @@ def test_the_same_name_goes_on_and_the_seed_decides_the_weights(models):
     [
         ({"regime": "fixd"}, "did you mean fixed"),
         ({"regime": "fixed", "fixed_shards": 9}, "fixed_shards is 9, but the cache holds 3 shards"),
-        ({"epochs": 0, "alpha": 2}, "epochs is 0; allowed is a whole number of at least 1"),
+        ({"epochs": 0, "alpha": 2}, "epochs is 0; allowed is a whole number from 1 to 10,000"),
         ({"epochs": 0, "alpha": 2}, "alpha is 2; allowed is a number from 0 to 1"),
         ({"loss": "soft_targets"}, "the student has no classification head"),
         ({"cache_teacher_features": True}, "set teacher_views"),

@@ -61,7 +61,7 @@ def test_what_is_meant_clearly_is_converted(name, value, expected):
         ("alpha", 1.2, "a number from 0 to 1"),
         ("use_cached", "perhaps", "true or false"),
         ("shuffle", "yes", "one of none, within_shards, all"),
-        ("run_name", True, "text (one line, names of at most 255 bytes), or None"),
+        ("run_name", True, "text (one line, at most 2,000 bytes, and 255 a name), or None"),
         ("feature_layers", "a", "whole numbers such as 0,2"),
         ("student_args", "depth", "words such as depth=2 num_heads=4"),
         ("student_args", 8, "words such as depth=2 num_heads=4"),
@@ -78,9 +78,9 @@ def test_what_is_meant_clearly_is_converted(name, value, expected):
         ("fixed_shards", 0, "a whole number above 0 and up to 1,000,000,000 or a share below 1"),
         ("feature_layers", {0: 1}, "whole numbers such as 0,2"),
         ("feature_layers", "[1, Infinity]", "whole numbers such as 0,2"),
-        ("dataset", "a\nb", "text (one line, names of at most 255 bytes)"),
-        ("cache_dir", "outputs/\0", "text (one line, names of at most 255 bytes)"),
-        ("dataset", "\ud800", "text (one line, names of at most 255 bytes)"),
+        ("dataset", "a\nb", "text (one line, at most 2,000 bytes, and 255 a name)"),
+        ("cache_dir", "outputs/\0", "text (one line, at most 2,000 bytes, and 255 a name)"),
+        ("dataset", "\ud800", "text (one line, at most 2,000 bytes, and 255 a name)"),
     ],
 )
 def test_what_is_not_is_refused_with_what_is_allowed(name, value, allowed):

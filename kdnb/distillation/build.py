@@ -3,11 +3,14 @@
 Keyword arguments are the notebooks' parameters, so that `build_views(index, **p.of(build_views))` takes what it needs of them.
 """
 
+import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from kdnb import distributed
 from kdnb.data.cache import normalisation, read_index
@@ -17,7 +20,8 @@ from kdnb.distillation.teacher_check import check_head, feature_statistics
 from kdnb.distributed import find_device
 from kdnb.losses import DistillationLoss, labels_fit
 from kdnb.models.folder import save_model, write_cards
-from kdnb.models.vision import Student, build_model, required_size
+from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, outline, require_own, required_size
+from kdnb.progress import format_bytes
 from kdnb.runs import Run, anchored, set_seed
 
 
@@ -31,9 +35,10 @@ def build_views(
         index: of the cache that images come from, whose float formats are stored normalised; None for raw images.
 
     Raises:
-        ValueError: local crops without multicrop.
+        ValueError: local crops without multicrop, or larger than the global ones.
     """
-    require_multicrop(augmentation=augmentation, use_local_crops=use_local_crops)
+    sizes = {"image_size": image_size, "local_crop_size": local_crop_size}
+    require_multicrop(augmentation=augmentation, use_local_crops=use_local_crops, **sizes)
     stored: dict[str, Any] = {} if index is None else normalisation(index)
     if augmentation == "clean":
         return CleanTransform(size=image_size, **stored)
@@ -54,10 +59,14 @@ def build_views(
     return views if teacher_views is None else RepeatedViews(transform=views, repeats=teacher_views)
 
 
-def require_multicrop(*, augmentation: str, use_local_crops: bool):
-    """Refuse local crops without the global ones that belong to them: ValueError."""
+def require_multicrop(*, augmentation: str, use_local_crops: bool, image_size: int, local_crop_size: int):
+    """Refuse local crops without the global ones that belong to them, or larger than these: ValueError."""
     if use_local_crops and augmentation != "multicrop":
         raise ValueError(f"use_local_crops is true, but augmentation is {augmentation}; local crops need multicrop.")
+    if use_local_crops and local_crop_size > image_size:
+        raise ValueError(
+            f"local_crop_size is {local_crop_size}, but image_size is {image_size}; local crops are the smaller ones."
+        )
 
 
 def build_student(
@@ -115,13 +124,34 @@ def num_classes(labels: np.ndarray | None, classes: list[str] | None) -> int:
     return len(classes) if classes else 0 if labels is None else int(labels.max()) + 1
 
 
-def check_student(student: Student, teacher, *, image_size: int, use_local_crops: bool = False, local_crop_size: int = 96):
-    """Refuse a student that cannot take the views, or has another number of tokens than its teacher: ValueError."""
-    size = required_size(student.model)
+def require_student(
+    student: str, *, student_args: dict, student_layers: Sequence[int] = (), image_size: int, use_local_crops: bool = False,
+    local_crop_size: int = 96,
+):  # fmt: skip
+    """Refuse a student that cannot be built, has no such layers, or cannot take the views: ValueError. No weight is made."""
+    require_own("student_args", student_args, taken=inspect.signature(build_student).parameters)
+    model = outline(student, **student_args)
+    if model is None:
+        return
+    needed, memory = 16 * count_parameters(model), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:  # float32 weights, their gradients and two moments
+        have = f"{student} has {count_parameters(model):,} weights with student_args {student_args}; training them"
+        raise ValueError(f"{have} takes {format_bytes(needed)}, and this machine has {format_bytes(memory)} of memory.")
+    FeatureModel(model, layers=student_layers)
+    _require_size(model, image_size=image_size, use_local_crops=use_local_crops, local_crop_size=local_crop_size)
+
+
+def _require_size(student: nn.Module, *, image_size: int, use_local_crops: bool, local_crop_size: int):
+    size = required_size(student)
     if size not in (None, image_size) or (size and use_local_crops and local_crop_size != size):
         other = f"image_size is {image_size}" if size != image_size else f"local_crop_size is {local_crop_size}"
         raise ValueError(f"student takes images of {size} pixels a side alone, but {other}; set student_args "
                          f"img_size={image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
+
+
+def check_student(student: Student, teacher, *, image_size: int, use_local_crops: bool = False, local_crop_size: int = 96):
+    """Refuse a student that cannot take the views, or has another number of tokens than its teacher: ValueError."""
+    _require_size(student.model, image_size=image_size, use_local_crops=use_local_crops, local_crop_size=local_crop_size)
     if student.token_projection is not None:
         own, wanted = student.encoder.token_shape(image_size)[0], teacher.token_shape[0]
         if own != wanted:

@@ -4,7 +4,8 @@ A rule stands where it is raised in the work itself; here it is asked ahead of t
 network. What is not known yet, such as the size of a cache that is not made, is left to the work.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 from kdnb import distributed
@@ -15,6 +16,7 @@ from kdnb.data.sources import open_source, require_dataset
 from kdnb.distillation import build
 from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
 from kdnb.distillation.teacher import require_recurring_views
+from kdnb.distillation.teacher_model import require_teacher_args
 from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import labels_fit
@@ -81,6 +83,15 @@ def _refuse_faults(rules: list[Callable], p: SimpleNamespace):
         raise ParameterError("\n".join(dict.fromkeys(faults)))
 
 
+@contextlib.contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Put `what` it is about before the sentence of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}{error}") from None
+
+
 def _dataset(p: SimpleNamespace):
     require_dataset(p.dataset)
 
@@ -90,8 +101,10 @@ def _views(p: SimpleNamespace):
 
 
 def _teacher(p: SimpleNamespace):
+    require_teacher_args(p.teacher, **arguments_of(require_teacher_args, p))
     if p.teacher != "builtin":
-        require_model(local_or_hub(p.teacher))
+        with _about("teacher: "):
+            require_model(local_or_hub(p.teacher))
 
 
 def _checkpoint(p: SimpleNamespace):
@@ -100,7 +113,8 @@ def _checkpoint(p: SimpleNamespace):
 
 
 def _student(p: SimpleNamespace):
-    require_model(p.student)
+    with _about("student: "):
+        build.require_student(p.student, **arguments_of(build.require_student, p))
 
 
 def _layers(p: SimpleNamespace):
@@ -143,10 +157,8 @@ def _regime(p: SimpleNamespace, notebook: str):
 
 def _warm_up(p: SimpleNamespace, plan: EpochPlan, epochs: int, where: str = ""):
     steps = count_steps(plan, epochs=epochs, gradient_accumulation_steps=p.gradient_accumulation_steps)
-    try:
+    with _about(where):
         count_warmup_steps(p.warmup_steps, total_steps=steps)
-    except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
 
 
 def _baseline(p: SimpleNamespace):

@@ -1,5 +1,6 @@
 """The frozen teacher as a model: any that timm knows, or the built-in one, trained here once."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kdnb.data.views import SimpleTransform
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.models.folder import is_whole, load_model, save_model
-from kdnb.models.vision import FeatureModel, build_model, freeze, required_size
+from kdnb.models.vision import FeatureModel, build_model, freeze, require_own, required_size
 from kdnb.runs import Run, anchored, local_or_hub, set_seed
 
 # What the built-in teacher's config.json holds.
@@ -53,9 +54,8 @@ def load_teacher(
         >>> {name: tuple(values.shape) for name, values in outputs.items()}
         {'features': (2, 512), 'logits': (2, 5)}
     """
+    require_teacher_args(name, teacher_args=teacher_args, teacher_checkpoint=teacher_checkpoint)
     path = None if teacher_checkpoint is None else anchored(teacher_checkpoint)
-    if "pretrained" in teacher_args:
-        raise ValueError("teacher_args has pretrained; leave it out: a teacher has the Hub's weights, or teacher_checkpoint's.")
     if name == "builtin":
         model = load_model(builtin_teacher())
     else:
@@ -66,6 +66,15 @@ def load_teacher(
         "feature_layers": list(feature_layers), "teacher_tokens": teacher_tokens,
     }  # fmt: skip
     return freeze(teacher.to(find_device()))
+
+
+def require_teacher_args(teacher: str, *, teacher_args: dict, teacher_checkpoint: str | Path | None):
+    """Refuse arguments that the teacher does not take: ValueError."""
+    given = {"teacher_args": teacher_args, "teacher_checkpoint": teacher_checkpoint}
+    if wrong := [name for name, value in given.items() if value and teacher == "builtin"]:
+        raise ValueError(f"{wrong[0]} is {given[wrong[0]]!r}, but the built-in teacher takes none; leave it out.")
+    taken = {"pretrained", "checkpoint", *inspect.signature(load_teacher).parameters}  # it has the Hub's weights, or its file's
+    require_own("teacher_args", teacher_args, taken=taken)
 
 
 def build_teacher(

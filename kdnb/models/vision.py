@@ -7,7 +7,8 @@ A model owns its normalisation: `model.pretrained_cfg` says with which mean and 
 import contextlib
 import difflib
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -71,18 +72,20 @@ def build_model(
     try:
         with without_retries() if from_hub else contextlib.nullcontext():
             model = load_model(folder, **settings) if folder else timm.create_model(name, pretrained=pretrained, **settings)
-    except (TypeError, AssertionError) as error:
-        ways = "change student_args, or for a teacher teacher_args"
-        raise ValueError(f"{name} cannot be built with {settings or 'its defaults'}: {error}; {ways}.") from error
     except Exception as error:
-        if "state_dict" in str(error):  # weights are there, but of other shapes
-            raise ValueError(f"the weights of {name} do not fit {settings}: {' '.join(str(error).split())[:200]}.") from error
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        if "state_dict" in reason:  # weights are there, but of other shapes
+            raise ValueError(f"the weights of {name} do not fit {settings}: {reason}.") from error
+        if isinstance(error, TypeError | AssertionError) or not (folder or from_hub):
+            raise _unbuildable(name, settings, reason) from error
         if not from_hub:
             raise
         raise ConnectionError(
             f"the pretrained weights of {name} cannot be fetched ({str(error).strip().split(chr(10))[0][:120]}); "
             f"{WITHOUT_NETWORK}, or pass the path of a checkpoint file or of a model folder."
         ) from error
+    if any(weight.numel() == 0 for weight in model.parameters()):
+        raise _unbuildable(name, settings, "some of its layers would have no weights")
     if folder is None:
         # Weights of the Hub fill the head only where it has as many classes as theirs.
         filled = pretrained and model.pretrained_cfg.get("num_classes") == model.num_classes
@@ -93,6 +96,23 @@ def build_model(
         model.head_is_random = load_weights(model, state, path)
     model.pretrained_cfg = model.pretrained_cfg | recorded | statistics
     return model
+
+
+def _unbuildable(name: str, settings: dict, reason: str) -> ValueError:
+    ways = "change student_args, or for a teacher teacher_args"
+    return ValueError(f"{name} cannot be built with {settings or 'its defaults'}: {reason}; {ways}.")
+
+
+def outline(name: str, **settings) -> TimmModel | None:
+    """The model that `build_model` makes of these arguments, on the meta device: in milliseconds, without memory for its weights.
+
+    None for what is not built from its name alone, such as a folder. Raises ValueError as `build_model` does.
+    """
+    require_model(name)
+    if _as_folder(name) is not None or name.startswith("hf-hub:"):
+        return None
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        return build_model(name, **settings | {"pretrained": False, "checkpoint": None})
 
 
 def _is_statistic(name: str, values: Sequence[float]) -> bool:
@@ -260,6 +280,12 @@ def require_as_many_layers(student_layers: Sequence, feature_layers: Sequence):
     if len(student_layers) != len(feature_layers):
         counts = f"student_layers has {len(student_layers)} layers, feature_layers {len(feature_layers)}"
         raise ValueError(f"{counts}; give as many of each.")
+
+
+def require_own(name: str, arguments: Mapping, *, taken: Iterable[str]):
+    """Refuse, among an architecture's `arguments`, those that other parameters decide on: ValueError."""
+    if clash := sorted(arguments.keys() & {*taken}):
+        raise ValueError(f"{name} has {', '.join(clash)}, which other parameters decide on; leave it out.")
 
 
 def required_size(model: nn.Module) -> int | None:

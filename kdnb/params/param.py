@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 COUNT_OR_SHARE = int | float  # 50: so many; 0.05: that share of all
 _MOST_ENTRIES = 1000  # of a list
-_LONGEST_NAME = 255  # bytes that a file system takes
+_LONGEST_NAME, _LONGEST_TEXT = 255, 2000  # bytes; a file system takes names of 255, and paths of 4,096
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def _str(value) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Path)):
         raise ValueError
     text = str(value)
-    if re.search(r"[\0-\x1f]", text) or any(len(name.encode()) > _LONGEST_NAME for name in re.split("[/,]", text)):
+    longest = max(len(name.encode()) for name in re.split("[/,]", text))
+    if longest > _LONGEST_NAME or len(text.encode()) > _LONGEST_TEXT or re.search(r"[\0-\x1f]", text):
         raise ValueError
     return text
 
@@ -160,7 +161,7 @@ _KINDS = {
     bool: _Kind("bool", "true or false", _bool),
     int: _Kind("int", "a whole number", _int),
     float: _Kind("float", "a number", _float),
-    str: _Kind("str", f"text (one line, names of at most {_LONGEST_NAME} bytes)", _str),
+    str: _Kind("str", f"text (one line, at most {_LONGEST_TEXT:,} bytes, and {_LONGEST_NAME} a name)", _str),
     list[int]: _Kind("list[int]", f"whole numbers such as 0,2 (at most {_MOST_ENTRIES:,})", _list_of(_int)),
     list[float]: _Kind("list[float]", f"numbers such as 1,2.5 (at most {_MOST_ENTRIES:,})", _list_of(_float)),
     dict: _Kind("dict", "words such as depth=2 num_heads=4", _words),
