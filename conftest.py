@@ -10,7 +10,7 @@ LONGEST = [
     "compare_regimes.ipynb", "test_published_runs.py", "test_run_again.py", "test_precompute.py", "soft_distill_text.ipynb",
     "train_optimized.ipynb", "evaluate.ipynb", "train_fixed.ipynb", "train_random.ipynb", "test_sources.py",
     "test_distributed.py", "test_train.py", "test_rank_papermill.py", "test_papermill.py", "test_prepare.py", "test_splits.py",
-    "test_slurm.py", "test_launch.py", "precompute.ipynb",
+    "test_slurm.py", "test_launch.py", "precompute.ipynb", "test_my_images.py", "test_kernels.py",
 ]  # fmt: skip
 MOST_WORKERS = 4  # of 1 to 2 GB each
 
@@ -35,3 +35,10 @@ def pytest_cmdline_main(config):
 def pytest_collection_modifyitems(items):
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What a newcomer needed in tests/walks."""
+    for report in terminalreporter.getreports(""):  # of fixtures that ended
+        for commands, failures, seconds in (value for name, value in report.user_properties if name == "walk"):
+            terminalreporter.write_line(f"{report.nodeid}: {commands} commands, {failures} failed, {seconds:.0f} s")

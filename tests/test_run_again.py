@@ -1,15 +1,12 @@
 """A notebook is run again and again in one kernel: as it is, with a parameter changed, with a name misspelt and corrected."""
 
 import json
-import os
-import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
+from notebook_session import Session, kernel_of
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
@@ -67,45 +64,13 @@ def trained_teacher() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def kernel(project):
     """The client of a kernel that all notebooks are opened in, one after the other: libraries are imported once."""
-    client = NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
-    environment = os.environ | {"PYTHONPATH": str(project), "KDNB_PROGRESS": "text"}
-    with client.setup_kernel(env=environment, cwd=str(project / "notebooks")):
+    with kernel_of(project, KDNB_PROGRESS="text") as client:
         yield client
 
 
-class Session:
-    """A notebook open in a kernel without variables, as somebody has it who edits cells and runs them."""
-
-    def __init__(self, path: Path, kernel: NotebookClient):
-        self.notebook = nbformat.read(path, 4)
-        self.cells = [cell for cell in self.notebook.cells if cell.cell_type == "code"]
-        self.parameters, self.check = self.cells[:2]
-        self.client = NotebookClient(self.notebook, timeout=300, km=kernel.km)
-        self.client.kc = kernel.kc
-        self.run_beside("%reset -f")
-
-    def edit(self, values: dict):
-        """Change defaults in the parameters cell."""
-        for name, value in values.items():
-            self.parameters.source, found = re.subn(
-                rf"^({name}: \S+ =) .*?  #", rf"\1 {value!r}  #", self.parameters.source, flags=re.MULTILINE
-            )
-            assert found == 1, name
-
-    def run(self, *cells):
-        for cell in cells:
-            self.client.execute_cell(cell, self.notebook.cells.index(cell))
-
-    def checked(self) -> dict:
-        """The parameters as the check has left them in the kernel."""
-        return json.loads(self.run_beside("import json; print(json.dumps(vars(p)))").outputs[0].text)
-
-    def run_beside(self, source: str):
-        """A cell that is not the notebook's, executed."""
-        cell = nbformat.v4.new_code_cell(source)
-        self.notebook.cells.append(cell)
-        self.run(cell)
-        return cell
+def checked(session: Session) -> dict:
+    """The parameters as the check has left them in the kernel."""
+    return json.loads(session.run_beside("import json; print(json.dumps(vars(p)))").outputs[0].text)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -113,30 +78,28 @@ def test_every_cell_runs_twice_then_with_a_change_and_after_a_wrong_name(project
     small, change = NOTEBOOKS[name]
     if name == "evaluate" and not (project / "outputs/fixed").exists():
         session = Session(project / "notebooks/train_fixed.ipynb", kernel)
-        session.edit(NOTEBOOKS["train_fixed"][0])
-        session.run(*session.cells)
+        session.edit(**NOTEBOOKS["train_fixed"][0])
+        session.run()
     session = Session(project / "notebooks" / f"{name}.ipynb", kernel)
-    session.edit(small)
-    session.run(*session.cells)
-    first = session.checked()
+    session.edit(**small)
+    session.run()
+    first = checked(session)
     assert first.items() >= small.items()
-    session.run(*session.cells)
-    assert session.checked() == first
+    session.run()
+    assert checked(session) == first
 
     session.run(session.check)  # alone, after cells that have put a model under the name of a parameter
-    assert session.checked() == first
+    assert checked(session) == first
 
-    session.edit(change)
-    session.run(*session.cells)
-    assert session.checked() == first | change
+    session.edit(**change)
+    session.run()
+    assert checked(session) == first | change
 
     right = session.parameters.source
     session.parameters.source = right.replace("\nrun_name:", "\nrunname:").replace("\ncache_dir:", "\ncache_dri:")
     session.run(session.parameters)
-    session.check.metadata["tags"] = ["raises-exception"]  # or else a kernel may pass over cells that follow at once
-    session.run(session.check)
-    (error,) = [output for output in session.check.outputs if output.output_type == "error"]
+    error = session.fail(session.check)
     assert "did you mean" in error.traceback[0] and len(error.traceback) == 1
-    session.parameters.source, session.check.metadata["tags"] = right, []
+    session.parameters.source = right
     session.run(session.parameters, session.check)
-    assert session.checked() == first | change
+    assert checked(session) == first | change
