@@ -16,9 +16,11 @@ from kdnb import distributed
 from kdnb.data.cache import normalisation, read_index
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
-from kdnb.distillation.teacher_check import check_head, feature_statistics
+from kdnb.distillation.teacher_check import check_head, feature_statistics, first_features
 from kdnb.distributed import find_device
-from kdnb.losses import DistillationLoss, labels_fit
+from kdnb.losses import DistillationLoss, fit_phi_s, labels_fit
+from kdnb.losses.methods import CHOICES
+from kdnb.losses.mix import STANDARDISED
 from kdnb.models.folder import save_model, write_cards
 from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, outline, require_own, required_size
 from kdnb.progress import format_bytes
@@ -104,18 +106,20 @@ def build_student(
 
 
 def head_width(teacher, *, loss: str, alpha: float, cache_dir: str | Path) -> int:
-    """Classes of the student's head: the teacher's for soft targets, those of the cached labels where they are mixed in, else 0.
+    """Classes of the student's head: the teacher's for a loss of logits, the cached labels' where these are mixed in, else 0.
 
     Raises:
-        ValueError: soft targets of a teacher without a head, or labels that do not fit.
+        ValueError: a loss of logits with a teacher without a head, or labels that do not fit.
     """
-    if loss == "soft_targets" and not teacher.num_classes:
-        raise ValueError("loss is soft_targets, but the teacher has no classification head; choose mse or cosine.")
-    if alpha == 1:
-        return teacher.num_classes if loss == "soft_targets" else 0
+    method = CHOICES[loss]
+    of_logits = method.compares == "logits"
+    if of_logits and not teacher.num_classes:
+        raise ValueError(f"loss is {loss}, but the teacher has no classification head; choose mse or cosine.")
+    if alpha == 1 and not method.needs_labels:
+        return teacher.num_classes if of_logits else 0
     cached = CachedTensorDataset(anchored(cache_dir))
-    width = teacher.num_classes if loss == "soft_targets" else num_classes(cached.labels, cached.classes)
-    labels_fit(cached.labels, width, alpha=alpha)
+    width = teacher.num_classes if of_logits else num_classes(cached.labels, cached.classes)
+    labels_fit(cached.labels, width, alpha=alpha, loss=loss)
     return width
 
 
@@ -160,8 +164,9 @@ def check_student(student: Student, teacher, *, image_size: int, use_local_crops
 
 
 def build_loss(
-    teacher, outputs, loader, views, held_out, *, loss: str = "mse", temperature: float = 2.0, alpha: float = 1.0
-) -> DistillationLoss:
+    teacher, outputs, loader, views, held_out, *, loss: str = "mse", loss_args: dict | None = None, temperature: float = 2.0,
+    alpha: float = 1.0,
+) -> DistillationLoss:  # fmt: skip
     """The loss, with the teacher's feature statistics where it needs them.
 
     Args:
@@ -169,20 +174,34 @@ def build_loss(
         loader, views: the run's. held_out: batches of labelled images that the teacher's head is measured on, or None.
 
     Raises:
-        ValueError: soft targets from a teacher that is no better than chance on the held-out images.
+        ValueError: logits of a teacher that is no better than chance on the held-out images, or are not stored whole, or features
+            for which there is no PHI-S.
     """
-    mix: dict[str, Any] = {"temperature": temperature, "alpha": alpha}
-    if loss == "soft_targets":
+    mix: dict[str, Any] = {"temperature": temperature, "alpha": alpha, "loss_args": loss_args}
+    if CHOICES[loss].compares == "logits":
+        require_whole_logits(
+            loss=loss, cache_teacher_features=teacher.cache_dir is not None, teacher_top_k=teacher.output_settings["top_k"]
+        )
         check_head(teacher, held_out)
         labels = loader.dataset.labels
-        mix["log_accuracy"] = labels_fit(labels, teacher.num_classes, alpha=alpha)
+        mix["log_accuracy"] = labels_fit(labels, teacher.num_classes, alpha=alpha, loss=loss)
         if labels is not None and not mix["log_accuracy"]:
             known = f"the teacher has {teacher.num_classes} classes"
             print(f"labels go from {labels.min()} to {labels.max()}, but {known}: accuracies are left out")
-    if loss != "mse":
-        return DistillationLoss(loss, **mix)
-    mean, std = feature_statistics(outputs, loader.batches(0), views)
-    return DistillationLoss(loss, mean=mean.to(loader.device), std=std.to(loader.device), **mix)
+    if loss in STANDARDISED:
+        mean, std = feature_statistics(outputs, loader.batches(0), views)
+        mix |= {"mean": mean.to(loader.device), "std": std.to(loader.device)}
+    if loss == "phi_s":
+        enough = max(1024, 4 * teacher.feature_dim)  # a covariance of so many dimensions
+        mix["phi_s"] = fit_phi_s(first_features(outputs, loader.batches(0), views, num_images=enough)).to(loader.device)
+    return DistillationLoss(loss, **mix)
+
+
+def require_whole_logits(*, loss: str, cache_teacher_features: bool, teacher_top_k: int | None):
+    """Refuse a loss that looks at all logits, where only the largest are stored: ValueError."""
+    if cache_teacher_features and teacher_top_k and CHOICES[loss].compares == "logits" and loss != "soft_targets":
+        raise ValueError(f"teacher_top_k is {teacher_top_k}, but loss is {loss}, which compares all logits; set teacher_top_k to "
+                         "None, or loss to soft_targets.")  # fmt: skip
 
 
 def save_student(student: Student, folder: Path, *, image_size: int, resize: str = "crop"):

@@ -20,6 +20,7 @@ from kdnb.distillation.teacher_model import require_teacher_args
 from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import labels_fit
+from kdnb.losses.methods import CHOICES, loss_weights
 from kdnb.models.vision import require_as_many_layers, require_model
 from kdnb.models.weights import require_checkpoint
 from kdnb.params import ParameterError, arguments_of
@@ -48,7 +49,7 @@ def check_run(p: SimpleNamespace, notebook: str):
     elif notebook == "precompute":
         rules = [_dataset, *([_views, _teacher, _checkpoint] if p.cache_teacher_features else [])]
     else:
-        rules = [_dataset, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels]
+        rules = [_dataset, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels, _loss]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
     _refuse_faults(rules, p)
@@ -127,9 +128,14 @@ def _multicrop(p: SimpleNamespace):
 
 def _labels(p: SimpleNamespace):
     """Labels against the data's own classes; whether they fit a teacher's head, the teacher tells."""
-    if p.alpha < 1 and _cached_shards(p) is not None:
+    if (p.alpha < 1 or CHOICES[p.loss].needs_labels) and _cached_shards(p) is not None:
         cached = CachedTensorDataset(anchored(p.cache_dir))
-        labels_fit(cached.labels, build.num_classes(cached.labels, cached.classes), alpha=p.alpha)
+        labels_fit(cached.labels, build.num_classes(cached.labels, cached.classes), alpha=p.alpha, loss=p.loss)
+
+
+def _loss(p: SimpleNamespace):
+    loss_weights(p.loss, p.loss_args)
+    build.require_whole_logits(**arguments_of(build.require_whole_logits, p))
 
 
 def _precision(p: SimpleNamespace):

@@ -50,6 +50,16 @@ def feature_statistics(
     Fixed before training, so that the loss does not depend on how a batch is cut up (accumulation, processes), and
     computed from the run's own first batches, so that a resumed run computes the same numbers.
 
+    Args: see `first_features`.
+    """
+    features = first_features(teacher, batches, views, num_images=num_images, epoch=epoch)
+    return features.mean(0).float(), features.std(0, correction=0).float()
+
+
+@torch.no_grad()
+def first_features(teacher, batches: Iterable[dict], views, *, num_images: int, epoch: int = 0) -> torch.Tensor:
+    """The teacher's features of all its views of the first `num_images` images, float64 [N, D] on the CPU.
+
     Args:
         teacher: called as `teacher(views, batch)`, from `kdnb.distillation.teacher.build_teacher_call`.
     """
@@ -60,8 +70,7 @@ def feature_statistics(
         count += len(batch["image"])
         if count >= num_images:
             break
-    whole = torch.cat(features)
-    return whole.mean(0).float(), whole.std(0, correction=0).float()
+    return torch.cat(features)
 
 
 @torch.no_grad()

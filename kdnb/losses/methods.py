@@ -1,11 +1,13 @@
 """The one table of losses: what each compares, what it needs, where it is from. docs/losses.md shows it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from kdnb.losses.contrastive import ContrastiveLoss, QueueLoss
 from kdnb.losses.logits import decoupled_loss, dist_loss, logit_standardised_loss, normalised_loss, soft_target_loss
 from kdnb.losses.maps import ReviewLoss, attention_transfer_loss, hint_loss, patch_relation_loss
+from kdnb.losses.operands import in_range
 from kdnb.losses.pooled import PhiS, cosine_loss, cosine_smooth_l1_loss, standardised_mse
 from kdnb.losses.relations import probabilistic_loss, relational_loss, similarity_loss
 
@@ -17,6 +19,7 @@ class Method:
     Attributes:
         short: what papers call it. compares: which outputs of teacher and student.
         needs: what it needs beside them, "" for nothing. stored: whether stored teacher outputs have what it needs.
+        choice: its name as the parameter `loss`, "" where it is none. weights: those of its paper, which `loss_args` changes.
     """
 
     loss: Callable
@@ -25,26 +28,77 @@ class Method:
     needs: str
     stored: bool
     paper: str
+    choice: str = ""
+    weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Of the function or class in kdnb.losses."""
         return self.loss.__name__
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it compares with the labels."""
+        return "labels" in inspect.signature(self.loss).parameters
+
 
 METHODS = (
-    Method(soft_target_loss, "KD", "logits", "", True, "Hinton et al. 2015, arXiv:1503.02531"),
-    Method(logit_standardised_loss, "LSKD", "logits", "", True, "Sun et al. 2024, arXiv:2403.01427"),
-    Method(decoupled_loss, "DKD", "logits", "labels", True, "Zhao et al. 2022, arXiv:2203.08679"),
-    Method(dist_loss, "DIST", "logits", "2 images a batch", True, "Huang et al. 2022, arXiv:2205.10536"),
-    Method(normalised_loss, "NKD", "logits", "labels", True, "Yang et al. 2023, arXiv:2303.13005"),
-    Method(cosine_loss, "cosine", "features", "", True, ""),
-    Method(standardised_mse, "MSE", "features", "mean and std of the teacher's", True, ""),
-    Method(PhiS, "PHI-S", "features", "fit_phi_s of the teacher's", True, "Ranzinger et al. 2024, arXiv:2410.01680"),
-    Method(cosine_smooth_l1_loss, "UNIC", "features", "", True, "Sariyildiz et al. 2024, arXiv:2408.05088"),
-    Method(relational_loss, "RKD", "features", "3 images a batch", True, "Park et al. 2019, arXiv:1904.05068"),
-    Method(similarity_loss, "SP", "features", "2 images a batch", True, "Tung & Mori 2019, arXiv:1907.09682"),
-    Method(probabilistic_loss, "PKT", "features", "2 images a batch", True, "Passalis & Tefas 2018, arXiv:1803.10837"),
+    Method(soft_target_loss, "KD", "logits", "", True, "Hinton et al. 2015, arXiv:1503.02531", "soft_targets"),
+    Method(logit_standardised_loss, "LSKD", "logits", "", True, "Sun et al. 2024, arXiv:2403.01427", "logit_standardised"),
+    Method(
+        decoupled_loss,
+        "DKD",
+        "logits",
+        "labels",
+        True,
+        "Zhao et al. 2022, arXiv:2203.08679",
+        "decoupled",
+        {"alpha": 1.0, "beta": 8.0},
+    ),
+    Method(
+        dist_loss,
+        "DIST",
+        "logits",
+        "2 images a batch",
+        True,
+        "Huang et al. 2022, arXiv:2205.10536",
+        "dist",
+        {"beta": 1.0, "gamma": 1.0},
+    ),
+    Method(normalised_loss, "NKD", "logits", "labels", True, "Yang et al. 2023, arXiv:2303.13005", "normalised", {"gamma": 1.5}),
+    Method(cosine_loss, "cosine", "features", "", True, "", "cosine"),
+    Method(standardised_mse, "MSE", "features", "mean and std of the teacher's", True, "", "mse"),
+    Method(PhiS, "PHI-S", "features", "fit_phi_s of the teacher's", True, "Ranzinger et al. 2024, arXiv:2410.01680", "phi_s"),
+    Method(
+        cosine_smooth_l1_loss,
+        "UNIC",
+        "features",
+        "",
+        True,
+        "Sariyildiz et al. 2024, arXiv:2408.05088",
+        "cosine_smooth_l1",
+        {"weight": 0.5},
+    ),
+    Method(
+        relational_loss,
+        "RKD",
+        "features",
+        "3 images a batch",
+        True,
+        "Park et al. 2019, arXiv:1904.05068",
+        "relational",
+        {"distance_weight": 1.0, "angle_weight": 2.0},
+    ),
+    Method(similarity_loss, "SP", "features", "2 images a batch", True, "Tung & Mori 2019, arXiv:1907.09682", "similarity"),
+    Method(
+        probabilistic_loss,
+        "PKT",
+        "features",
+        "2 images a batch",
+        True,
+        "Passalis & Tefas 2018, arXiv:1803.10837",
+        "probabilistic",
+    ),
     Method(ContrastiveLoss, "CRD", "features", "ids; a bank of all images", True, "Tian et al. 2020, arXiv:1910.10699"),
     Method(QueueLoss, "queue", "features", "a queue of the last images", True, "lightly-train, distillation v1"),
     Method(attention_transfer_loss, "AT", "maps", "layers", False, "Zagoruyko & Komodakis 2017, arXiv:1612.03928"),
@@ -53,9 +107,30 @@ METHODS = (
     Method(patch_relation_loss, "patches", "tokens", "as many patches", True, "lightly-train, distillation v3"),
 )
 
+CHOICES = {method.choice: method for method in METHODS if method.choice}
+
+
+def loss_weights(loss: str, loss_args: Mapping | None) -> dict[str, float]:
+    """The weights of a loss that `loss` names: its paper's, but for those in `loss_args`.
+
+    Raises:
+        ValueError: no such loss, or loss_args that it does not take.
+    """
+    in_range("loss", loss, loss in CHOICES, "one of " + ", ".join(CHOICES))
+    weights, given = CHOICES[loss].weights, loss_args or {}
+    for name, value in given.items():
+        if name not in weights:
+            takes = f"takes {', '.join(weights)}" if weights else "takes none"
+            raise ValueError(f"loss_args has {name}, but loss is {loss}, which {takes}; leave it out.")
+        fine = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        in_range(f"{name} in loss_args", value, fine, "a number of at least 0")
+    return {**weights, **given}
+
 
 def table() -> str:
     """METHODS as a Markdown table."""
-    rows = [("name", "called", "compares", "needs", "stored outputs", "source"), ("---",) * 6]
-    rows += [(f"`{m.name}`", m.short, m.compares, m.needs, "yes" if m.stored else "no", m.paper) for m in METHODS]
+    rows = [("name", "called", "compares", "needs", "stored outputs", "`loss`", "`loss_args`", "source"), ("---",) * 8]
+    for m in METHODS:
+        choice, weights = f"`{m.choice}`" if m.choice else "", ", ".join(f"{name} {value:g}" for name, value in m.weights.items())
+        rows.append((f"`{m.name}`", m.short, m.compares, m.needs, "yes" if m.stored else "no", choice, weights, m.paper))
     return "\n".join(" | ".join(("", *row, "")).strip() for row in rows)

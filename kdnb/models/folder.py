@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdnb.evaluation.statistics import accuracy_interval
 from kdnb.files import SUMS, Damaged, check_sums, set_aside, write_atomically, write_sums
+from kdnb.losses.methods import CHOICES, loss_weights
 from kdnb.models.weights import TimmModel
 
 # Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
@@ -147,6 +148,15 @@ def describe_regime(parameters: Mapping) -> str:
     return "full: the whole cache, reshuffled each epoch"
 
 
+def describe_loss(parameters: Mapping) -> str:
+    """What was imitated, in words: the loss with what decides its value."""
+    loss = parameters["loss"]
+    names = ("temperature", "alpha") if CHOICES[loss].compares == "logits" else ()
+    settings = "".join(f", {name} {parameters[name]}" for name in names)
+    weights = [f"{name} {value:g}" for name, value in loss_weights(loss, parameters.get("loss_args")).items()]
+    return loss + (f" with {' and '.join(weights)}" if weights else "") + settings
+
+
 def _size(value: int | float, unit: str) -> str:
     return f"{value:.0%} of the {unit}" if value < 1 else f"{value:,} {unit}"
 
@@ -169,7 +179,7 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
         "teacher": p["teacher"] + (f", weights {Path(p['teacher_checkpoint']).name}" if p.get("teacher_checkpoint") else ""),
         "data": config.get("source", f"{p['dataset']}, split {p['split']}") + f", {p['image_size']}x{p['image_size']} pixels",
         "regime": describe_regime(p),
-        "loss": p["loss"] + (f", temperature {p['temperature']}, alpha {p['alpha']}" if p["loss"] == "soft_targets" else ""),
+        "loss": describe_loss(p),
         "augmentation": p["augmentation"],
         "budget": f"{summary['steps']:,} steps of {p['batch_size'] * p['gradient_accumulation_steps']} images in "
         f"{p['epochs']} epochs{cap}; {summary['images_seen']:,} images, {summary['unique_seen']:,} different ones",

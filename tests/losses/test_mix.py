@@ -146,7 +146,7 @@ def test_bfloat16_outputs_are_compared_in_float32():
 @pytest.mark.parametrize(
     "make, sentence",
     [
-        (lambda: DistillationLoss("kl"), "loss is 'kl'; allowed is one of mse, cosine, soft_targets"),
+        (lambda: DistillationLoss("kl"), "loss is 'kl'; allowed is one of soft_targets, logit_standardised"),
         (lambda: DistillationLoss("cosine", temperature=0), "temperature is 0; allowed is above 0"),
         (lambda: DistillationLoss("cosine", alpha=1.5), "alpha is 1.5; allowed is from 0 to 1"),
         (lambda: DistillationLoss("mse"), "needs the mean and std"),
