@@ -28,16 +28,17 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(random_words(n, *key), kind="stable")
 
 
-def uniform(seed: int, epoch: int, ids: np.ndarray, view: int, streams: Sequence[int]) -> np.ndarray:
-    """Numbers in [0, 1) for each sample and stream: float64 [B, K] for ids int64 [B] and K streams.
+def uniform(seed: int, epoch: int, ids: np.ndarray, view: int | np.ndarray, streams: Sequence[int]) -> np.ndarray:
+    """Numbers in [0, 1) for each sample and stream: float64 [B, K] for ids int64 [B], their views (one, or [B]) and K streams.
 
     Each word of the key in turn is added, times an odd constant, to a 64-bit state that the finaliser of SplitMix64 then
     mixes (Steele, Lea and Flood 2014). 64 ids x 32 streams take 0.1 ms.
     """
     state = np.zeros((1, 1), dtype=np.uint64)
-    for word in (seed, epoch, view):
+    for word in (seed, epoch):
         state = _mix(state + np.uint64((int(word) + 1) * _GOLDEN % 2**64))
-    state = _mix(state + (ids.astype(np.uint64)[:, None] + 1) * _GOLDEN)
+    for word in (view, ids):
+        state = _mix(state + (np.asarray(word).astype(np.uint64).reshape(-1, 1) + 1) * _GOLDEN)
     state = _mix(state + (np.asarray(streams, dtype=np.uint64) + 1) * _GOLDEN)
     return (state >> 11) * 2.0**-53
 

@@ -19,12 +19,12 @@ import torch
 
 from kdnb.data.augment import Resampler, change_colours, parts, unit_range, unit_range_
 from kdnb.data.keyed import uniform
+from kdnb.data.memory import empty
 
 _TRIES = 10  # boxes tried before the centre is taken, as in torchvision
 # Streams of random numbers of one view.
-_CROP = range(2 * _TRIES + 2)  # area and ratio of each try, then top and left
-_FLIP = 2 * _TRIES + 2
-_PHOTO = range(_FLIP + 1, _FLIP + 10)
+_FLIP = 2 * _TRIES + 2  # after area and ratio of each try, top and left
+_STREAMS = _FLIP + 10  # 9 for colours
 
 
 def _random_boxes(u: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
@@ -83,27 +83,33 @@ class _Transform:
             raise ValueError(f"ids is {kind}; views are keyed by an int64 tensor on the host: keep batch['id'] on the CPU.")
         if ids.shape != images.shape[:1]:
             raise ValueError(f"ids has shape {list(ids.shape)} for {len(images)} images; each image needs one id.")
-        return [self._view(images, ids.numpy(), epoch, view) for view in range(self.num_views)]
+        return self._views(images.contiguous(), ids.numpy(), epoch)
 
-    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
-        """View number `view` of each image."""
+    def _views(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> list[torch.Tensor]:
+        """The views of contiguous images."""
         raise NotImplementedError
 
-    def _random_crop(self, images, ids, epoch, view, *, size, scale, ratio, colours=None) -> torch.Tensor:
-        """A box of `_random_boxes`, mirrored half of the time, as float32 [B, 3, size, size]."""
-        u = uniform(self.seed, epoch, ids, view, [*_CROP, _FLIP])
-        height, width = images.shape[2:]
-        boxes = _random_boxes(u[:, :-1], height, width, scale, ratio)
-        return self._render(images, boxes, (u[:, -1] < 0.5) & self.horizontal_flip, size, colours)
+    def _random_crops(self, images, ids, epoch, views: range, *, size, scale, ratio, colours=None) -> list[torch.Tensor]:
+        """Boxes of `_random_boxes`, mirrored half of the time: all `views` at once, float32 [B, 3, size, size] each.
 
-    def _render(self, images, boxes, mirror, size, colours=None) -> torch.Tensor:
-        """Crop, resize, mirror and change colours: float32 [B, 3, size, size] in [0, 1]."""
+        `colours` is called with crops [n, 3, size, size], their dice and the numbers of their views, and changes them.
+        """
+        numbers = np.repeat(views, len(ids))
+        u = uniform(self.seed, epoch, np.tile(ids, len(views)), numbers, range(_FLIP + 1 if colours is None else _STREAMS))
+        boxes = _random_boxes(u[:, :_FLIP], *images.shape[2:], scale, ratio)
+        mirror = (u[:, _FLIP] < 0.5) & self.horizontal_flip
+        change = colours and (lambda x, part: colours(x, u[part, _FLIP + 1 :], numbers[part]))
+        return list(self._render(images, boxes, mirror, size, change).unflatten(0, (len(views), len(ids))))
+
+    def _render(self, images, boxes, mirror, size, change=None) -> torch.Tensor:
+        """Crop, resize, mirror and `change`, box i from image i modulo B: float32 [N, 3, size, size] in [0, 1]."""
         resample = Resampler(boxes, mirror, size, images.device)
-        out = torch.empty((len(images), 3, size, size), dtype=torch.float32, device=images.device)
-        for part in parts(len(images), 3 * size * size, images.device):
+        out = empty((len(boxes), 3, size, size), torch.float32, images.device)
+        for part in parts(len(boxes), 3 * size * size, images.device):
             # Resizing commutes with normalising, changing colours does not.
-            x = unit_range_(resample(images, part), images.dtype, self.mean, self.std)
-            out[part] = x if colours is None else colours(x, part)
+            unit_range_(resample(images, part, out[part]), images.dtype, self.mean, self.std)
+            if change:
+                change(out[part], part)
         return out
 
 
@@ -129,12 +135,12 @@ class CleanTransform(_Transform):
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
-    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
+    def _views(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> list[torch.Tensor]:
         height, width = images.shape[2:]
         if height == width == self.size:
-            return unit_range(images, self.mean, self.std)
+            return [unit_range(images, self.mean, self.std)]
         boxes = np.tile([0, 0, height, width], (len(images), 1))
-        return self._render(images, boxes, np.zeros(len(images), dtype=bool), self.size)
+        return [self._render(images, boxes, np.zeros(len(images), dtype=bool), self.size)]
 
 
 @dataclass(kw_only=True)
@@ -166,8 +172,8 @@ class SimpleTransform(_Transform):
     ratio: Sequence[float] = (3 / 4, 4 / 3)
     horizontal_flip: bool = True
 
-    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
-        return self._random_crop(images, ids, epoch, view, size=self.size, scale=self.scale, ratio=self.ratio)
+    def _views(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> list[torch.Tensor]:
+        return self._random_crops(images, ids, epoch, range(1), size=self.size, scale=self.scale, ratio=self.ratio)
 
 
 @dataclass(kw_only=True)
@@ -218,16 +224,18 @@ class FastMultiCropTransform(_Transform):
         """2, or with local crops 2 + local_crops_number."""
         return 2 + self.use_local_crops * self.local_crops_number
 
-    def _view(self, images: torch.Tensor, ids: np.ndarray, epoch: int, view: int) -> torch.Tensor:
-        p_blur, p_solarise = ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))[min(view, 2)]
-        u = uniform(self.seed, epoch, ids, view, _PHOTO)
+    def _views(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> list[torch.Tensor]:
+        crop = {"ratio": (3 / 4, 4 / 3), "colours": self._colours if self.photometric else None}
+        views = self._random_crops(images, ids, epoch, range(2), size=self.global_size, scale=self.global_scale, **crop)
+        if self.use_local_crops:
+            local = range(2, self.num_views)
+            views += self._random_crops(images, ids, epoch, local, size=self.local_size, scale=self.local_scale, **crop)
+        return views
 
-        def colours(x: torch.Tensor, part: slice) -> torch.Tensor:
-            return change_colours(x, u[part], p_blur=p_blur, p_solarise=p_solarise)
-
-        size, scale = (self.global_size, self.global_scale) if view < 2 else (self.local_size, self.local_scale)
-        crop = {"size": size, "scale": scale, "ratio": (3 / 4, 4 / 3), "colours": colours if self.photometric else None}
-        return self._random_crop(images, ids, epoch, view, **crop)
+    @staticmethod
+    def _colours(x: torch.Tensor, u: np.ndarray, views: np.ndarray):
+        p_blur, p_solarise = np.array([(1.0, 0.0), (0.1, 0.2), (0.5, 0.0)])[views.clip(max=2)].T
+        change_colours(x, u, p_blur=p_blur, p_solarise=p_solarise)
 
 
 @dataclass(kw_only=True)
