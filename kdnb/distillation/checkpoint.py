@@ -86,7 +86,8 @@ def _load_records(run: Run, state: TrainState):
         history = run.history(state.records)
         state.steps, state.epochs = history["steps"], history["epochs"]
         if (known := len(state.steps) + len(state.epochs)) < state.records:
-            print(f"{run.name}: {state.records - known} of {state.records} records are lost with their file", flush=True)
+            lost = f"{state.records - known} of {state.records} records are lost"
+            print(f"{run.name}: {lost}, checkpoints/history.jsonl does not hold them", flush=True)
             state.records = known
     run.cut_records(state.records)
 

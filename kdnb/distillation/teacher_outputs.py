@@ -57,8 +57,10 @@ class TeacherCache:
         about = self.folder / "answers.json"
         try:
             if read_json(about) != self._facts:
-                raise ValueError(f"{self.folder} holds other outputs than its name says; give another teacher_feature_dir.")
-        except (FileNotFoundError, Damaged):  # each file of outputs repeats the facts
+                raise ValueError(
+                    f"{about} says that its folder holds other outputs; give another teacher_feature_dir, or delete it."
+                )
+        except (FileNotFoundError, Damaged):  # then each file of outputs says what it belongs to
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(about, self._facts)

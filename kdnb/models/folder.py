@@ -103,7 +103,8 @@ def check_folder(folder: str | Path):
     try:
         check_sums(Path(folder))
     except Damaged as error:
-        raise Damaged(f"{error}; restore the folder, or train again. If you changed it yourself, delete {SUMS} there.") from None
+        ways = f"restore it, or delete the folder and run again what made it; if you changed it yourself, delete {SUMS} there"
+        raise Damaged(f"{error}; {ways}.") from None
 
 
 def is_whole(folder: Path) -> bool:

@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 
 from kdnb import distributed
-from kdnb.models.folder import is_whole, write_folder
+from kdnb.models.folder import write_folder
 from kdnb.runs import anchored
 from kdnb.text.classifier import quiet
 from kdnb.text.texts import Texts
 
 
 def small_classifier(texts: Texts, classes: Sequence[str], **settings) -> Path:
-    """Folder of a small classifier of these texts, made where it is missing or damaged; `settings` of `make_small_classifier`."""
+    """Folder of a small classifier of these texts, made where it is missing; `settings` of `make_small_classifier`."""
     # With the word and the separators of earlier versions, whose folders, and teachers trained from them, are read again.
     facts = sorted({"kind": "modernbert", **settings}.items())
     folder = anchored("outputs/small_text") / hashlib.sha256(f"{texts.fingerprint} {facts}".encode()).hexdigest()[:16]
     with distributed.rank_0_first():  # a tokenizer that is learnt twice is not quite the same
-        if not is_whole(folder):
+        if not folder.is_dir():
             make_small_classifier(folder, texts=texts.texts, classes=classes, **settings)
     return folder
 

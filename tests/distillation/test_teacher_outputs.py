@@ -78,7 +78,7 @@ def test_a_record_without_its_row_and_a_file_of_something_else_do_not_count(cach
 
 def test_a_folder_of_other_outputs_is_refused(cache, tmp_path):
     store_of(tmp_path / "a", cache[0])
-    with pytest.raises(ValueError, match="holds other outputs than its name says"):
+    with pytest.raises(ValueError, match="answers.json says that its folder holds other outputs"):
         store_of(tmp_path / "a", cache[0], facts={"teacher": "another"})
 
 
