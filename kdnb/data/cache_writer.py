@@ -264,7 +264,7 @@ class CacheWriter:
     def fill(self, progress=None, *, num_workers: int, on_unreadable: str):
         """Decode and store what is missing, and bring the index up to date."""
         if self.total is None or self.missing():
-            space = self.check_space()
+            space = self._check_space()
             for note in filter(None, (getattr(self.source, "note", ""), self.note)):
                 print(note, flush=True)
             if progress is not None:  # somebody watches
@@ -289,22 +289,10 @@ class CacheWriter:
         for path in part_indexes(self.folder):  # the index holds what they say
             path.unlink(missing_ok=True)
 
-    def check_space(self) -> str:
-        """A sentence on what is to come; CacheError where the folder cannot be written, or its disk has less than that left."""
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise CacheError(f"{self.folder} is read-only for this user; choose another cache_dir.")
-        side, kind = self.facts["image_size"], self.facts["storage"]
+    def _check_space(self) -> str:
         missing = [] if self.total is None else self.missing()  # of a stream, nobody may know
-        rows = sum(map(self.planned, missing))
-        needed = rows * (3 * side * side * STORAGE_DTYPES[kind].itemsize + 16) + 4096 * len(missing)
-        free = shutil.disk_usage(self.folder).free
-        what, need, left = f"{rows:,} images of {side}x{side} in {kind}", format_bytes(needed), format_bytes(free)
-        if needed > free:
-            raise CacheError(
-                f"{self.folder} needs {need} for {what}, but its disk has {left} free; choose another cache_dir, or a smaller "
-                "image_size or max_samples, or storage uint8."
-            )
-        return f"{what} will take {need}; {left} are free in {self.folder}"
+        facts = {name: self.facts[name] for name in ("image_size", "storage")}
+        return check_space(self.folder, sum(map(self.planned, missing)), shards=len(missing), **facts)
 
     def _items(self) -> Iterator[tuple]:
         """(position, id, label, encoded) of what is still to be stored, in order."""
@@ -375,3 +363,23 @@ def _as_stored(images: torch.Tensor, facts: dict) -> torch.Tensor:
     for begin in range(0, len(images), 64):  # in pieces: a shard's worth of float32 is more than a gigabyte
         stored[begin : begin + 64] = normalise(images[begin : begin + 64], facts["mean"], facts["std"])
     return stored
+
+
+def check_space(folder: Path, rows: int, *, shards: int, image_size: int, storage: str) -> str:
+    """A sentence on so many images to come; CacheError where the folder cannot be written, or its disk has less than that left.
+
+    A folder that is not there yet is made below the nearest one that is.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CacheError(f"{there} is read-only for this user; choose another cache_dir.")
+    needed = rows * (3 * image_size * image_size * STORAGE_DTYPES[storage].itemsize + 16) + 4096 * shards
+    free = shutil.disk_usage(there).free
+    what = f"{rows:,} images of {image_size}x{image_size} in {storage}"
+    need, left = format_bytes(needed), format_bytes(free)
+    if needed > free:
+        raise CacheError(
+            f"{folder} needs {need} for {what}, but its disk has {left} free; choose another cache_dir, or a smaller "
+            "image_size or max_samples, or storage uint8."
+        )
+    return f"{what} will take {need}; {left} are free in {folder}"

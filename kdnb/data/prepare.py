@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdnb.data.loader import BatchReader
 from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
 from kdnb.data.sources import HELD_OUT, PartSource, hub_name, is_local, open_source, open_source_of, source_names, whole_name
+from kdnb.data.splits import NoSplit
 from kdnb.distributed import find_device
 from kdnb.files import Damaged, hash_of, read_json, write_json
 from kdnb.hub import is_offline
@@ -39,9 +41,10 @@ def held_out_batches(
         return None
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     source: dict[str, Any] = {"dataset": dataset, "split": eval_split, **columns}
-    if eval_split in ("test", HELD_OUT) and (share := _held_out_share(cache_dir, dataset)):
+    if eval_split in ("test", HELD_OUT) and (share := held_out_share(cache_dir, dataset)):
         source["held_out"] = share
-        part = open_source(**source)
+        with naming_eval_split():
+            part = open_source(**source)
         if isinstance(part, PartSource) and not made_from(read_index(anchored(cache_dir or "")), part.others):
             raise ValueError(
                 f"dataset {dataset} does not hold the same images as when {cache_dir} was made, and those that were held out are "
@@ -49,7 +52,8 @@ def held_out_batches(
             )
         if isinstance(part, PartSource) and eval_split == "test":
             print(f"{dataset} has no split test; the {share:.0%} of each class that {cache_dir} holds out take its place")
-    return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
+    with naming_eval_split():
+        return _cached_batches(source, None, image_size=image_size, resize=resize, num_workers=num_workers)
 
 
 def training_batches(
@@ -63,7 +67,7 @@ def training_batches(
     sizes: dict[str, Any] = {"image_size": image_size, "resize": resize}
     if holds_training_part(count, classes=classes, cache_dir=cache_dir, **source, **sizes):
         return drawn_batches(anchored(cache_dir), count)
-    if share := _held_out_share(cache_dir, dataset):
+    if share := held_out_share(cache_dir, dataset):
         source["held_out"] = share
     return _cached_batches(source, count, **sizes, num_workers=num_workers)
 
@@ -100,7 +104,17 @@ def class_names(*readers: ShardReader) -> list[str]:
     return names or [str(n) for n in range(1 + max(int(reader.labels.max()) for reader in readers if reader.labels is not None))]
 
 
-def _held_out_share(cache_dir: str | Path | None, dataset: str) -> float:
+@contextlib.contextmanager
+def naming_eval_split() -> Iterator[None]:
+    """Inside, a split that is not there is called by the parameter that names it, with what to do."""
+    try:
+        yield
+    except NoSplit as error:
+        ways = "name one that is there, or null for none, or make a new cache with held_out, the share of each class that judges"
+        raise NoSplit(f"eval_{str(error).rstrip('.')}; {ways}.", error.splits) from None
+
+
+def held_out_share(cache_dir: str | Path | None, dataset: str) -> float:
     """The share of `dataset` that the cache in `cache_dir` holds out; 0 for no cache, or one of other images."""
     try:
         name, share = whole_name(read_index(anchored(cache_dir or ""))["source"])

@@ -71,23 +71,21 @@ def open_source(
     require_dataset(dataset)
     dataset, path = str(dataset), anchored(dataset)
     listing = _list_files(path) if dataset != "digits" and path.is_dir() else None
-    is_table = dataset != "digits" and (listing is None or any(name.endswith(".parquet") for name in listing.files))
+    tabular = dataset != "digits" and (listing is None or listing.has_parquet)
     for name, value in table.items():
-        if value and not is_table:
+        if value and not tabular:
             raise ValueError(f"{name} is {value!r}, but dataset {dataset!r} has no columns and no stream; leave it out.")
 
     def open_whole(split: str) -> DigitsSource | FolderSource | TableSource | StreamSource:
-        if is_table:
+        if tabular:
             return _open_table(local_or_hub(dataset), split, image_column, label_column, streaming)
         return DigitsSource(split) if listing is None else FolderSource(path, split, listing)
 
     try:
         whole = open_whole(split)
-    except NoSplit:
-        if not held_out or split not in ("test", HELD_OUT):
-            raise
-        whole = open_whole("train")
-        if not _can_be_parted(whole):
+    except NoSplit as error:
+        whole = open_whole("train") if held_out and split in ("test", HELD_OUT) and error.splits == ["train"] else None
+        if whole is None or not _can_be_parted(whole):
             raise
     if not held_out or split not in ("train", "test", HELD_OUT) or not _can_be_parted(whole):
         return whole
@@ -128,6 +126,12 @@ def is_local(dataset: str) -> bool:
     return dataset == "digits" or anchored(dataset).exists()
 
 
+def is_table(dataset: str) -> bool:
+    """Whether `dataset` is not the digits and no folder of images."""
+    folder = anchored(dataset)
+    return dataset != "digits" and (not folder.is_dir() or _list_files(folder).has_parquet)
+
+
 def source_names(dataset: str, split: str) -> set[str]:
     """Names that the source of `open_source(dataset, split=split)` may have: a cache's source is known without opening it.
 
@@ -162,7 +166,7 @@ class DigitsSource:
     def __init__(self, split: str):
         rows = {"train": range(1500), "test": range(1500, 1797)}
         if split not in rows:
-            raise NoSplit(no_split("digits", split, rows))
+            raise NoSplit(no_split("digits", split, rows), rows)
         self.name, self.splits = f"digits/{split}", list(rows)
         self.classes = [str(digit) for digit in range(10)]
         self.num_images = len(rows[split])
@@ -203,14 +207,14 @@ class FolderSource:
         tops = {name.split("/")[0] for name in files}
         if not tops <= set(SPLITS):  # `train` beside `boat` and `plane` is a class
             tops = set()
+        self.splits = sorted(tops) or ["train"]
         if split in tops:
             files, folders = (
                 [name.removeprefix(f"{split}/") for name in names if name.startswith(f"{split}/")] for names in (files, folders)
             )
             folder, self.name = folder / split, f"{self.name}/{split}"
         elif tops or split != "train":
-            raise NoSplit(no_split(str(folder), split, sorted(tops) or ["train"]))
-        self.splits = sorted(tops) or ["train"]
+            raise NoSplit(no_split(str(folder), split, self.splits), self.splits)
         self._folder = folder
         self._files = sorted(files)
         self.num_images = len(self._files)
@@ -276,6 +280,10 @@ class _Listing(NamedTuple):
     files: list[str]
     folders: list[str]
     skipped: Counter[str]
+
+    @property
+    def has_parquet(self) -> bool:
+        return any(name.endswith(".parquet") for name in self.files)
 
 
 def _list_files(folder: Path) -> _Listing:

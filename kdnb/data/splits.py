@@ -17,7 +17,11 @@ Columns = Callable[[dict], Sequence[str]]
 
 
 class NoSplit(ValueError):
-    """A data set has no split of this name."""
+    """A data set has no split of this name; `splits` are those that it has."""
+
+    def __init__(self, message: str, splits):
+        super().__init__(message)
+        self.splits = [str(name) for name in splits]
 
 
 def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, columns: Columns | None = None, **files) -> tuple:
@@ -36,13 +40,14 @@ def open_split(dataset: str, load: str, split: str, *, streaming: bool = False, 
     if is_offline() and not files and not Path(load).exists():
         table = prepared_before(load, split)
         if table is None:
-            raise NoSplit(f"dataset {dataset}, split {split}, is not here, and HF_HUB_OFFLINE is set; {WITHOUT_NETWORK}.")
+            offline = f"split is {split!r}, which is not here of dataset {dataset}, and HF_HUB_OFFLINE is set; {WITHOUT_NETWORK}."
+            raise NoSplit(offline, _splits_before(load))
         table = table.to_iterable_dataset() if streaming else table
         return _select(table, columns), None, _splits_before(load)
     builder = ask(dataset, datasets.load_dataset_builder, load, **files)
     splits = builder.config.data_files or builder.info.splits or {}
     if split not in splits:
-        raise NoSplit(no_split(dataset, split, splits))
+        raise NoSplit(no_split(dataset, split, splits), splits)
     whole, file_facts = Path(builder.cache_dir), None
     if builder.config.data_files and (streaming or not (whole / "dataset_info.json").exists()):
         mine = splits[split]
@@ -75,7 +80,7 @@ def check_file_split(path: Path, split: str):
     """Refuse another split than the one that a single file has by its name; `train`, the default, stands for it: NoSplit."""
     splits = [name for name in SPLITS if path.name.startswith(name)] or ["train"]
     if split not in (*splits, "train"):
-        raise NoSplit(no_split(str(path), split, splits))
+        raise NoSplit(no_split(str(path), split, splits), splits)
 
 
 def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):

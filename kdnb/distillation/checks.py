@@ -10,20 +10,24 @@ from types import SimpleNamespace
 
 from kdnb import distributed
 from kdnb.data.cache import read_index
+from kdnb.data.cache_writer import CacheError, check_space
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.order import EpochPlan, Order, even_shards, require_equal_shares
-from kdnb.data.sources import open_source, require_dataset
+from kdnb.data.prepare import held_out_share, naming_eval_split
+from kdnb.data.sources import HELD_OUT, is_local, is_table, open_source, open_source_of, require_dataset
+from kdnb.data.splits import NoSplit
 from kdnb.distillation import build
 from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
-from kdnb.distillation.teacher import require_recurring_views
+from kdnb.distillation.teacher import require_recurring_views, require_space
 from kdnb.distillation.teacher_model import require_teacher_args
+from kdnb.distillation.teacher_outputs import OutputCodec
 from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import labels_fit
 from kdnb.losses.methods import CHOICES, loss_weights
-from kdnb.models.vision import require_as_many_layers, require_model
+from kdnb.models.vision import FeatureModel, outline, require_as_many_layers
 from kdnb.models.weights import require_checkpoint
-from kdnb.params import ParameterError, arguments_of
+from kdnb.params import TABLE, ParameterError, arguments_of
 from kdnb.runs import anchored, local_or_hub
 from kdnb.text.text_data import TextData, require_labels
 
@@ -47,9 +51,10 @@ def check_run(p: SimpleNamespace, notebook: str):
     if notebook == "soft_distill_text":
         rules = [_precision, _sweep]
     elif notebook == "precompute":
-        rules = [_dataset, *([_views, _teacher, _checkpoint] if p.cache_teacher_features else [])]
+        rules = [_source, *([_views, _teacher, _checkpoint, _stored_outputs] if p.cache_teacher_features else [])]
     else:
-        rules = [_dataset, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels, _loss]
+        rules = [_dataset, _eval_split, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels, _loss]
+        rules += [_stored_outputs]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
     _refuse_faults(rules, p)
@@ -78,7 +83,7 @@ def _refuse_faults(rules: list[Callable], p: SimpleNamespace):
     for rule in rules:
         try:
             rule(p)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, CacheError) as error:
             faults.append(str(error))
     if faults:
         raise ParameterError("\n".join(dict.fromkeys(faults)))
@@ -97,6 +102,35 @@ def _dataset(p: SimpleNamespace):
     require_dataset(p.dataset)
 
 
+def _source(p: SimpleNamespace):
+    """The images to be stored, and room for them where they can be counted without a copy."""
+    _dataset(p)
+    if is_local(p.dataset):
+        as_it_is = {"streaming": p.streaming or is_table(p.dataset)}  # without the copy that `datasets` makes
+        source = open_source_of(**arguments_of(open_source_of, p) | as_it_is, cache_dir=p.cache_dir, dataset=p.dataset)
+        if source.num_images is not None and _cached_shards(p) is None:
+            rows = min(source.num_images, p.max_samples or source.num_images)
+            shards = len(even_shards(rows, p.cache_shard_size))
+            check_space(anchored(p.cache_dir), rows, shards=shards, image_size=p.image_size, storage=p.storage)
+
+
+def _eval_split(p: SimpleNamespace):
+    """The held-out split, or the part that the cache holds out, or will hold out where there is none yet."""
+    if p.eval_split is None or not p.dataset or not is_local(p.dataset):
+        return
+    cached = _cached_shards(p) is not None
+    share = held_out_share(p.cache_dir, p.dataset) if cached else TABLE["precompute"]["held_out"].default
+    table = is_table(p.dataset)
+    given = arguments_of(open_source, p) | {"split": p.eval_split, "held_out": share, "streaming": p.streaming or table}
+    with naming_eval_split():
+        try:
+            open_source(p.dataset, **given)
+        except NoSplit as error:
+            held_out_of_table = table and not p.streaming and share and p.eval_split in ("test", HELD_OUT)
+            if not held_out_of_table or error.splits != ["train"]:
+                raise
+
+
 def _views(p: SimpleNamespace):
     require_recurring_views(**arguments_of(require_recurring_views, p))
 
@@ -105,7 +139,13 @@ def _teacher(p: SimpleNamespace):
     require_teacher_args(p.teacher, **arguments_of(require_teacher_args, p))
     if p.teacher != "builtin":
         with _about("teacher: "):
-            require_model(local_or_hub(p.teacher))
+            _outline_teacher(p)
+
+
+def _outline_teacher(p: SimpleNamespace) -> FeatureModel | None:
+    """The teacher without weights; None where its name alone does not make it."""
+    model = outline(local_or_hub(p.teacher), **p.teacher_args)
+    return None if model is None else FeatureModel(model, layers=p.feature_layers)
 
 
 def _checkpoint(p: SimpleNamespace):
@@ -116,6 +156,19 @@ def _checkpoint(p: SimpleNamespace):
 def _student(p: SimpleNamespace):
     with _about("student: "):
         build.require_student(p.student, **arguments_of(build.require_student, p))
+
+
+def _stored_outputs(p: SimpleNamespace):
+    """Room for the pooled features of the images that are cached: the least that the teacher's stored outputs take."""
+    folder, sizes = anchored(p.teacher_feature_dir), _cached_shards(p)
+    if not p.cache_teacher_features or p.teacher == "builtin" or sizes is None or folder.exists():  # some may be stored there
+        return
+    with contextlib.suppress(ValueError):  # of which _teacher speaks
+        if (teacher := _outline_teacher(p)) is not None:
+            row = OutputCodec(feature_dim=teacher.feature_dim, layer_dims=teacher.layer_dims, storage=p.teacher_storage).row
+            images = max(sizes) if "fixed_shards" in vars(p) else sum(sizes)
+            count = f"{images:,} images x {p.teacher_views or 1} views x {row.itemsize:,} bytes or more"
+            require_space(folder, images * (p.teacher_views or 1) * row.itemsize, count)
 
 
 def _layers(p: SimpleNamespace):

@@ -155,15 +155,22 @@ def build_teacher_call(teacher: Teacher, loader, views) -> "LiveTeacher | Cached
     repeats = views.repeats if isinstance(views, RepeatedViews) else 1
     store = TeacherCache(folder, reader, row=codec.row, num_views=repeats * views.num_global, facts=facts)
     positions = order.epoch(0) if order.regime == "fixed" else np.arange(len(reader))
-    needed, free = store.bytes_needed(positions), shutil.disk_usage(store.folder).free
+    needed = store.bytes_needed(positions)
     count = f"{len(positions):,} images x {store.num_views} views x {store.row.itemsize:,} bytes"
-    if needed > free:
-        raise CacheError(f"{store.folder} needs {format_bytes(needed)} more for {count}, but its disk has {format_bytes(free)} "
-                         "free; choose another teacher_feature_dir, or fewer teacher_views.")  # fmt: skip
+    free = require_space(store.folder, needed, count)
     stored = np.mean([store.present(positions, view).mean() for view in range(store.num_views)])
     room = f"{format_bytes(needed)} to write, {format_bytes(free)} free"
     print(f"teacher outputs: {count}, {stored:.0%} stored; {room}", flush=True)
     return CachedTeacher(store, codec, teacher.load, repeats=repeats)
+
+
+def require_space(folder: Path, needed: int, count: str) -> int:
+    """Free bytes of the disk on which `folder` is or will be; CacheError where outputs, `count` in words, need more."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if needed > free:
+        raise CacheError(f"{folder} needs {format_bytes(needed)} more for {count}, but its disk has {format_bytes(free)} "
+                         "free; choose another teacher_feature_dir, or fewer teacher_views.")  # fmt: skip
+    return free
 
 
 def require_recurring_views(

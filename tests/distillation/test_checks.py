@@ -1,18 +1,23 @@
 """What does not go together is said before anything is built, all of it at once, in the sentences that the work itself has."""
 
+import shutil
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 
 from kdnb.data.loader import build_pretraining_dataloader
+from kdnb.data.precompute import precompute
 from kdnb.distillation import build, checks
 from kdnb.params import ParameterError, arguments_of
 from kdnb.text.text_data import TextData
 from kdnb.text.texts import Texts
 
 SUBSET = {"processes": 1, "fixed_shards": 2, "fixed_choice": "first", "samples_per_epoch": None, "shards_per_epoch": 2}
-SUBSET |= {"draw": "independent", "random_subset_seed": 0, "tour_steps": 0}
+SUBSET |= {"draw": "independent", "random_subset_seed": 0, "tour_steps": 0, "streaming": False}
+SUBSET |= {"held_out": 0.2, "max_samples": None, "storage": "uint8"}  # of precompute
 COMPARISON = {"regimes": "full,fixed", "baseline": "fixed", "seeds": [0, 1], "subset_shards": 2, "eval_split": "test"}
 COMPARISON |= {"probe_samples": 100}
 
@@ -81,6 +86,55 @@ def test_a_subset_is_held_against_the_cache_as_the_loader_will(p, notebook, chan
         with pytest.raises(ValueError) as error:
             build_pretraining_dataloader(**arguments_of(build_pretraining_dataloader, vars(q) | {"regime": regime}))
         assert str(error.value) == found
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"student": "resnet18"}, "resnet18 cannot be built with {'width': 2}: "),
+        ({"student_args": {"num_classes": 3}}, "student_args"),
+        ({"student_layers": [9]}, "student: layers [9] are not in CifarResNet"),
+        ({"student": "vit_tiny_patch16_224", "student_args": {}}, "takes images of 224 pixels a side alone, but "),
+        ({"teacher_args": {"depth": 3}}, "teacher: cifar_resnet8 cannot be built with {'depth': 3}: "),
+        ({"feature_layers": [7]}, "teacher: layers [7] are not in CifarResNet"),
+        ({"eval_split": "val"}, "eval_split is 'val', but dataset digits has train, test; name one that is there"),
+    ],
+)
+def test_models_and_splits_are_asked_what_they_take(p, changes, sentence):
+    (found,) = faults(p, "train_fixed", **changes)
+    assert sentence in found
+
+
+def test_images_and_outputs_need_room(p, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    (found,) = faults(p, "precompute", cache_dir="nowhere", cache_teacher_features=True)
+    assert "for 1,500 images of 8x8 in uint8, but its disk has 1 kB free; choose another cache_dir" in found
+    (found,) = faults(p, "train_optimized", cache_teacher_features=True)
+    assert " images x 2 views x " in found and "but its disk has 1 kB free; choose another teacher_feature_dir" in found
+    assert faults(p, "precompute") == faults(p, "train_optimized") == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_her_own_images_have_the_splits_that_she_gave_them_or_a_part_that_is_held_out(p, tmp_path, kind):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    data = {"dataset": "photos", "cache_dir": "none", "max_steps_per_epoch": None}
+    if kind == "parquet":
+        images = datasets.load_dataset("imagefolder", data_dir="photos", split="train")
+        images.to_parquet("as_table/all.parquet")
+        data["dataset"] = "as_table"
+    assert faults(p, "precompute", **data) == faults(p, "train_fixed", **data, eval_split="test") == []
+    assert not (tmp_path / "none").exists()
+    (found,) = faults(p, "precompute", **data, split="val")
+    assert found.startswith("split is 'val', but dataset ") and "train" in found
+    (found,) = faults(p, "train_fixed", **data, eval_split="val")
+    assert found.startswith("eval_split is 'val', but dataset ")
+    precompute(data["dataset"], tmp_path / "all", image_size=8, progress=False)  # holds nothing out
+    run = {"cache_dir": "all", "fixed_shards": 1, "batch_size": 2, "warmup_steps": 0}
+    (found,) = faults(p, "train_fixed", **data | run, eval_split="test")
+    assert "eval_split is 'test', but dataset " in found and "held_out" in found
 
 
 def test_a_warm_up_given_as_a_share_fits_a_run_of_any_length(p):
