@@ -97,7 +97,7 @@ def precompute(folder: Path, *, cache: str = CACHE, num_workers: int = 0) -> dic
     kdnb.precompute(
         "pictures", cache, image_size=SIZE, cache_shard_size=16, held_out=0.2, num_workers=num_workers, progress=False
     )  # fmt: skip
-    return {"shards": _digests(folder / cache, "images_*"), "index": read_index(folder / cache), "left": _left(folder)}
+    return {"shards": _digests(folder / cache, "images_*.pt"), "index": read_index(folder / cache), "left": _left(folder)}
 
 
 def stored_images(folder: Path, *, num_workers: int = 0) -> dict:
@@ -147,8 +147,13 @@ half_text_run = partial(train_text, name="half_text")
 
 
 def everything(folder: Path) -> dict:
-    """All that can be read or gone on with in a project, in the order in which a fault is found first."""
-    results = {"cache": precompute(folder)}
+    """All that can be read or gone on with in a project, in the order in which a fault is found first.
+
+    Of shards and stored outputs, what is read counts: a file has bytes that mean nothing, and a finished run reads no outputs.
+    """
+    precompute(folder)
+    reader = ShardReader(folder / CACHE)
+    results = {"cache": {name: values.tolist() for name, values in reader.read(np.arange(len(reader))).items()}}
     done = folder / "outputs/done"
     if done.exists():
         images = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -164,6 +169,8 @@ def everything(folder: Path) -> dict:
     results["done_text"] = train_text(folder, name="done_text")
     if (folder / "outputs/half").exists():
         results["half"], results["half_text"] = half_image_run(folder), half_text_run(folder)
+    for name in ("done", "half"):
+        results.get(name, {}).pop("stored", None)
     return results
 
 
@@ -190,7 +197,7 @@ def result_of(run: Run) -> dict:
 
 def _digests(folder: Path, pattern: str) -> dict[str, str]:
     """SHA-256 of files by their path."""
-    paths = sorted(folder.glob(pattern))
+    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
