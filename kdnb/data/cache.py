@@ -134,9 +134,9 @@ def open_shard(path: str | Path, *, whole: bool = False) -> dict:
     except FileNotFoundError:
         raise ShardError(f"{path} is missing; {again}.") from None
     except Damaged as error:
-        raise ShardError(f"{error}; {again}, and delete it if you do not trust it.") from None
+        raise ShardError(f"{error}; delete it, and {again}.") from None
     if wrong := _what_is_wrong(shard):
-        raise ShardError(f"{path} is not an image shard: {wrong}; {again}.")
+        raise ShardError(f"{path} is not an image shard: {wrong}; delete it, and {again}.")
     return shard
 
 
