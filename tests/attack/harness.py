@@ -48,6 +48,7 @@ class Worker:
 
     def __init__(self, work: Callable, folder: Path):
         self.report, self.began, self.status = Path(tempfile.mkdtemp()), time.monotonic(), None
+        (self.report / "said").touch()
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
@@ -90,7 +91,7 @@ def run(work: Callable, folder: Path) -> Ended:
 def _work(work: Callable, folder: Path, report: Path):
     try:
         os.setpgid(0, 0)
-        file = os.open(report / "said", os.O_WRONLY | os.O_CREAT)
+        file = os.open(report / "said", os.O_WRONLY)
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
@@ -118,7 +119,12 @@ def verdict(ended: Ended, undisturbed: Ended, altered: Path, *, was: bytes | Non
     if ended.how != "done":
         return {"sentence": "found"}.get(ended.how, ended.how)
     new = set(ended.said.splitlines()) - set(undisturbed.said.splitlines())
-    said = any(name in line for line in new for name in (altered.name, "/".join(altered.parts[-3:-1])))
+    names = (
+        altered.name,
+        "/".join(altered.parts[-3:-1]),
+        *(f"{part}: " for part in altered.parts),
+    )  # as in "done: 3 records ..."
+    said = any(name in line for line in new for name in names)
     if ended.result != undisturbed.result:
         return "found" if said else "silent"
     return "healed" if said or (altered.is_file() and altered.read_bytes() == was) else "harmless"
