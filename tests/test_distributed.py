@@ -5,6 +5,7 @@ Signals that ask to stop: noticed in the block, handed back after it, and absorb
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,9 +72,12 @@ def test_ranks_agree_on_a_name_and_refuse_what_they_cannot_share(results):
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_another_number_goes_on(cache, tmp_path, results):
-    for rank in launch(2, cache, tmp_path, "stop"):
+    ranks = launch(2, cache, tmp_path, "stop")
+    for rank in ranks:
         assert rank["stopped"].startswith("Preempted: stopped was asked to stop by")
-        assert "wrote a checkpoint at step 7; run this cell again to go on, or the same command" in rank["stopped"]
+        assert "; run this cell again to go on, or the same command" in rank["stopped"]
+    steps = {int(re.search(r"wrote a checkpoint at step (\d+);", rank["stopped"])[1]) for rank in ranks}
+    assert len(steps) == 1 and 7 <= steps.pop() < 18
     resumed = launch(1, cache, tmp_path, "go on")[0]
     assert resumed["losses"] == pytest.approx(results[1][0]["images"]["losses"], rel=1e-5)
 

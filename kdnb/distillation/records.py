@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 import torch
 
+_TIMES = ("data_wait_s", "step_s")
+_FETCH_S = 0.5  # seconds between two fetches of losses
+_STEPS_TOGETHER = 10  # ... or steps, where several processes fetch together
+
 
 class Clock:
-    """Splits the time of a step into waiting for data and the rest; what runs on a GPU is waited for."""
+    """Splits the time of a step into waiting for data and the rest."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self):
         self.last: float | None = None
         self.waited = 0.0
 
@@ -26,42 +29,77 @@ class Clock:
 
     def lap(self) -> dict[str, float]:
         """Seconds since the last lap, as {"data_wait_s", "step_s"}; the next lap begins with the next batch."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         lap = {"data_wait_s": self.waited, "step_s": time.perf_counter() - self.last - self.waited}
         self.last, self.waited = None, 0.0
         return lap
 
 
-def reduce_metrics(
-    losses: list[dict[str, torch.Tensor]], weights: list[float], times: dict[str, float], *, stop: bool, step: int, accelerator
-) -> tuple[dict[str, float], bool]:
-    """(means of a step over all ranks: of the named losses by their weights, and of `times`; whether any rank wants to stop).
+class Metrics:
+    """Named losses and times of the steps since they were last fetched.
+
+    Losses stay on the device until then, because fetching waits for it: a GPU always has the next steps to work on.
 
     Args:
-        losses, weights: of each batch of this rank; the weights are shares of the step's samples, over all ranks they make 1.
         accelerator: Accelerate's; None: this process works alone.
-
-    Raises:
-        FloatingPointError: on every rank, where a loss is not finite on one.
     """
-    names = list(losses[0])
-    table = torch.stack([torch.stack([values[name].float() for name in names]) for values in losses])
-    # A rank without a sample of its own computed something on a borrowed one, which may be anything.
-    used = [number for number, weight in enumerate(weights) if weight > 0]
-    shares = torch.tensor([weights[number] for number in used], dtype=table.dtype, device=table.device)
-    sums = torch.cat([shares @ table[used], torch.tensor([*times.values(), float(stop)], device=table.device)])
-    if accelerator is not None and accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums, "sum")
-        sums[len(names) : -1] /= accelerator.num_processes
-    *values, stops = sums.tolist()
-    means = dict(zip([*names, *times], values, strict=True))
-    if wrong := [name for name in names if not math.isfinite(means[name])]:
-        raise FloatingPointError(
-            f"{', '.join(wrong)} is not finite at step {step}; lower learning_rate, set clip_grad_norm or use "
-            "mixed_precision no. The last checkpoint holds the weights from before."
-        )
-    return means, stops > 0
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+        self._processes = 1 if accelerator is None else accelerator.num_processes
+        self._steps: list[dict] = []
+        self._losses: list[torch.Tensor] = []  # [names], of each step
+        self._fetched = time.perf_counter()
+
+    def add(self, step: dict, losses: list[dict[str, torch.Tensor]], weights: list[float]):
+        """Note a step.
+
+        Args:
+            step: its plain values, among them "step", its number, and "data_wait_s" and "step_s".
+            losses, weights: of each batch of this rank; the weights are shares of the step's samples, over all ranks they make 1.
+        """
+        self._names = list(losses[0])
+        parts = [torch.stack([values[name].float() for name in self._names]) for values in losses]
+        # A rank without a sample of its own computed something on a borrowed one, which may be anything.
+        shares = [weight * part for part, weight in zip(parts, weights, strict=True) if weight > 0]
+        self._losses.append(torch.stack(shares).sum(0) if shares else torch.zeros_like(parts[0]))
+        self._steps.append(step)
+
+    def due(self, *, stop: bool) -> bool:
+        """Whether to fetch now: on the wish to stop and every half a second; of several processes, all after as many steps."""
+        if self._processes > 1:
+            return len(self._steps) == _STEPS_TOGETHER
+        return stop or time.perf_counter() - self._fetched > _FETCH_S
+
+    def fetch(self, *, stop: bool) -> tuple[list[dict], bool]:
+        """(steps since the last time, with means of losses and times over all ranks; whether any rank wants to stop).
+
+        Raises:
+            FloatingPointError: on every rank, where a loss is not finite on one.
+        """
+        losses = torch.stack(self._losses)
+        times = torch.tensor([[step[name] for name in _TIMES] for step in self._steps])
+        if losses.device.type == "cuda":  # a step was over, for the host, when all its work was queued
+            begun = time.perf_counter()
+            torch.cuda.synchronize(losses.device)
+            times[:, _TIMES.index("step_s")] += (time.perf_counter() - begun) / len(times)
+            times = times.mean(0).expand_as(times)
+        if self._processes > 1:
+            parts = losses, (times / self._processes).to(losses.device), torch.tensor([float(stop)], device=losses.device)
+            sums = self._accelerator.reduce(torch.cat([part.flatten() for part in parts]), "sum")
+            losses, times, stops = sums.cpu().split([losses.numel(), times.numel(), 1])
+            losses, times, stop = losses.view(-1, len(self._names)), times.view(-1, len(_TIMES)), stops.item() > 0
+        steps = [
+            step | dict(zip(self._names, values, strict=True)) | dict(zip(_TIMES, seconds, strict=True))
+            for step, values, seconds in zip(self._steps, losses.tolist(), times.tolist(), strict=True)
+        ]
+        for step in steps:
+            if wrong := [name for name in self._names if not math.isfinite(step[name])]:
+                raise FloatingPointError(
+                    f"{', '.join(wrong)} is not finite at step {step['step']}; lower learning_rate, set clip_grad_norm or use "
+                    "mixed_precision no. The last checkpoint holds the weights from before."
+                )
+        self._steps, self._losses, self._fetched = [], [], time.perf_counter()
+        return steps, stop
 
 
 def merge(records: list[dict]) -> dict:

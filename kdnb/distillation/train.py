@@ -26,7 +26,7 @@ from kdnb.distillation.optim import (
     parameter_groups,
     require_batch_norm,
 )
-from kdnb.distillation.records import Clock, epoch_line, epochs_since_best, merge, reduce_metrics
+from kdnb.distillation.records import Clock, Metrics, epoch_line, epochs_since_best, merge
 from kdnb.distributed import Preempted, StopFlag, catch_signals
 from kdnb.progress import Display
 from kdnb.runs import Run
@@ -106,7 +106,7 @@ def train(
         student.compile()
     model, optimizer = accelerator.prepare(AllViews(_synchronised(student, batch_norm, accelerator)), optimizer)
     optimizer.zero_grad()  # of a step that was broken off, where the student was trained before
-    clock = Clock(accelerator.device)
+    clock, metrics = Clock(), Metrics(accelerator)
     steps_per_record = math.ceil(total_steps / _MAX_RECORDS)
 
     with run.held(), Display(total_steps, title=run.name, curve="loss") as display, catch_signals() as stop_flag:
@@ -134,17 +134,20 @@ def train(
 
                 state.step, state.batch = state.step + 1, state.batch + len(weights)
                 state.images_seen += num_images
-                means, stop = reduce_metrics(
-                    losses, weights, clock.lap(), stop=bool(stop_flag), step=state.step, accelerator=accelerator
-                )
                 where = {"step": state.step, "epoch": state.epoch, "images_seen": state.images_seen, "learning_rate": rate}
-                state.pending.append(where | {"num_steps": 1, "num_images": num_images} | means)
+                metrics.add(where | {"num_steps": 1, "num_images": num_images} | clock.lap(), losses, weights)
                 epoch_ends = state.batch == num_batches
-                if epoch_ends or len(state.pending) == steps_per_record:
-                    state.record("steps", merge(state.pending))
-                    state.pending = []
-                    display.update(state.step, **{name: state.steps[-1][name] for name in ("loss", "learning_rate")})
-                if not epoch_ends and (stop or (save_every_steps and state.step % save_every_steps == 0)):
+                saves = not epoch_ends and save_every_steps and state.step % save_every_steps == 0
+                if not (epoch_ends or saves or metrics.due(stop=bool(stop_flag))):
+                    continue
+                steps, stop = metrics.fetch(stop=bool(stop_flag))
+                for step in steps:
+                    state.pending.append(step)
+                    if len(state.pending) == steps_per_record or (epoch_ends and step is steps[-1]):
+                        state.record("steps", merge(state.pending))
+                        state.pending = []
+                        display.update(step["step"], **{name: state.steps[-1][name] for name in ("loss", "learning_rate")})
+                if not epoch_ends and (stop or saves):
                     save(*trained, state, keep=keep_checkpoints)
                 if not epoch_ends and stop:
                     raise _preempted(run, stop_flag, state)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdnb.distillation import records
-from kdnb.distillation.records import Clock, epoch_line, epochs_since_best, merge, reduce_metrics
+from kdnb.distillation.records import Clock, Metrics, epoch_line, epochs_since_best, merge
 
 
 def record(step, loss, *, steps=1):
@@ -27,23 +27,50 @@ def test_merging_one_changes_nothing():
     assert merge([record(1, 2.0)]) == record(1, 2.0)
 
 
+TIMES = {"data_wait_s": 0.5, "step_s": 1.5}
+
+
+def fetch(losses, weights, *, stop=False):
+    metrics = Metrics(None)
+    metrics.add({"step": 7} | TIMES, losses, weights)
+    return metrics.fetch(stop=stop)
+
+
 def test_means_over_the_batches_of_a_step():
     parts = [{"loss": torch.tensor(1.0), "cosine": torch.tensor(0.5)}, {"loss": torch.tensor(3.0), "cosine": torch.tensor(0.0)}]
-    times, at = {"data_wait_s": 0.5, "step_s": 1.5}, {"step": 1, "accelerator": None}
-    even, stop = reduce_metrics(parts, [0.5, 0.5], times, **at, stop=False)
-    assert even == {"loss": 2.0, "cosine": 0.25} | times and not stop
-    uneven, stop = reduce_metrics(parts, [0.75, 0.25], times, **at, stop=True)
-    assert uneven == {"loss": 1.5, "cosine": 0.375} | times and stop  # every example counts the same
+    (even,), stop = fetch(parts, [0.5, 0.5])
+    assert even == {"step": 7, "loss": 2.0, "cosine": 0.25} | TIMES and not stop
+    (uneven,), stop = fetch(parts, [0.75, 0.25], stop=True)
+    assert uneven == {"step": 7, "loss": 1.5, "cosine": 0.375} | TIMES and stop  # every example counts the same
     borrowed = {"loss": torch.tensor(math.nan), "cosine": torch.tensor(math.nan)}
-    means, _ = reduce_metrics([parts[0], borrowed], [1.0, 0.0], times, **at, stop=False)
-    assert means == {"loss": 1.0, "cosine": 0.5} | times
+    assert fetch([parts[0], borrowed], [1.0, 0.0])[0] == [{"step": 7, "loss": 1.0, "cosine": 0.5} | TIMES]
+
+
+def test_steps_are_fetched_once_and_in_order():
+    metrics = Metrics(None)
+    for step in (1, 2):
+        metrics.add({"step": step} | TIMES, [{"loss": torch.tensor(step / 2)}], [1.0])
+    assert [(step["step"], step["loss"]) for step in metrics.fetch(stop=False)[0]] == [(1, 0.5), (2, 1.0)]
+    metrics.add({"step": 3} | TIMES, [{"loss": torch.tensor(1.5)}], [1.0])
+    assert [step["step"] for step in metrics.fetch(stop=False)[0]] == [3]
+
+
+def test_losses_are_fetched_now_and_then_and_on_a_wish_to_stop(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(records.time, "perf_counter", lambda: now[0])
+    metrics = Metrics(None)
+    metrics.add({"step": 1} | TIMES, [{"loss": torch.tensor(1.0)}], [1.0])
+    assert not metrics.due(stop=False) and metrics.due(stop=True)
+    now[0] += 60
+    assert metrics.due(stop=False)
+    metrics.fetch(stop=False)
+    assert not metrics.due(stop=False)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_named_with_its_step(bad):
     with pytest.raises(FloatingPointError, match="kl is not finite at step 7"):
-        losses = [{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}]
-        reduce_metrics(losses, [1.0], {}, stop=False, step=7, accelerator=None)
+        fetch([{"loss": torch.tensor(1.0), "kl": torch.tensor(bad)}], [1.0])
 
 
 def test_the_clock_splits_waiting_from_the_rest(monkeypatch):
@@ -55,7 +82,7 @@ def test_the_clock_splits_waiting_from_the_rest(monkeypatch):
             now[0] += 2  # s
             yield {}
 
-    clock, batches = Clock(torch.device("cpu")), slow()
+    clock, batches = Clock(), slow()
     clock.wait(batches)
     now[0] += 3
     clock.wait(batches)  # of a step of two batches
