@@ -19,7 +19,8 @@ class Method:
     Attributes:
         short: what papers call it. compares: which outputs of teacher and student.
         needs: what it needs beside them, "" for nothing. stored: whether stored teacher outputs have what it needs.
-        choice: its name as the parameter `loss`, "" where it is none. weights: those of its paper, which `loss_args` changes.
+        choice: its name as the parameter `loss`, "" where it is none. weights: those of its paper, which `loss_args` changes;
+            "scale", which papers give to means of small numbers, multiplies the loss.
     """
 
     loss: Callable
@@ -43,70 +44,34 @@ class Method:
 
 
 METHODS = (
+    # logits [B, C]
     Method(soft_target_loss, "KD", "logits", "", True, "Hinton et al. 2015, arXiv:1503.02531", "soft_targets"),
     Method(logit_standardised_loss, "LSKD", "logits", "", True, "Sun et al. 2024, arXiv:2403.01427", "logit_standardised"),
-    Method(
-        decoupled_loss,
-        "DKD",
-        "logits",
-        "labels",
-        True,
-        "Zhao et al. 2022, arXiv:2203.08679",
-        "decoupled",
-        {"alpha": 1.0, "beta": 8.0},
-    ),
-    Method(
-        dist_loss,
-        "DIST",
-        "logits",
-        "2 images a batch",
-        True,
-        "Huang et al. 2022, arXiv:2205.10536",
-        "dist",
-        {"beta": 1.0, "gamma": 1.0},
-    ),
+    Method(decoupled_loss, "DKD", "logits", "labels", True, "Zhao et al. 2022, arXiv:2203.08679", "decoupled",
+           {"alpha": 1.0, "beta": 8.0}),
+    Method(dist_loss, "DIST", "logits", "2 images a batch", True, "Huang et al. 2022, arXiv:2205.10536", "dist",
+           {"beta": 1.0, "gamma": 1.0}),
     Method(normalised_loss, "NKD", "logits", "labels", True, "Yang et al. 2023, arXiv:2303.13005", "normalised", {"gamma": 1.5}),
+    # pooled features [B, D]
     Method(cosine_loss, "cosine", "features", "", True, "", "cosine"),
     Method(standardised_mse, "MSE", "features", "mean and std of the teacher's", True, "", "mse"),
     Method(PhiS, "PHI-S", "features", "fit_phi_s of the teacher's", True, "Ranzinger et al. 2024, arXiv:2410.01680", "phi_s"),
-    Method(
-        cosine_smooth_l1_loss,
-        "UNIC",
-        "features",
-        "",
-        True,
-        "Sariyildiz et al. 2024, arXiv:2408.05088",
-        "cosine_smooth_l1",
-        {"weight": 0.5},
-    ),
-    Method(
-        relational_loss,
-        "RKD",
-        "features",
-        "3 images a batch",
-        True,
-        "Park et al. 2019, arXiv:1904.05068",
-        "relational",
-        {"distance_weight": 1.0, "angle_weight": 2.0},
-    ),
-    Method(similarity_loss, "SP", "features", "2 images a batch", True, "Tung & Mori 2019, arXiv:1907.09682", "similarity"),
-    Method(
-        probabilistic_loss,
-        "PKT",
-        "features",
-        "2 images a batch",
-        True,
-        "Passalis & Tefas 2018, arXiv:1803.10837",
-        "probabilistic",
-    ),
+    Method(cosine_smooth_l1_loss, "UNIC", "features", "", True, "Sariyildiz et al. 2024, arXiv:2408.05088", "cosine_smooth_l1",
+           {"weight": 0.5}),
+    Method(relational_loss, "RKD", "features", "3 images a batch", True, "Park et al. 2019, arXiv:1904.05068", "relational",
+           {"distance_weight": 1.0, "angle_weight": 2.0}),
+    Method(similarity_loss, "SP", "features", "2 images a batch", True, "Tung & Mori 2019, arXiv:1907.09682", "similarity",
+           {"scale": 3000.0}),
+    Method(probabilistic_loss, "PKT", "features", "2 images a batch", True, "Passalis & Tefas 2018, arXiv:1803.10837",
+           "probabilistic", {"scale": 30_000.0}),
     Method(ContrastiveLoss, "CRD", "features", "ids; a bank of all images", True, "Tian et al. 2020, arXiv:1910.10699"),
     Method(QueueLoss, "queue", "features", "a queue of the last images", True, "lightly-train, distillation v1"),
+    # feature maps [B, C, H, W] of layers, and patch tokens [B, N, D]
     Method(attention_transfer_loss, "AT", "maps", "layers", False, "Zagoruyko & Komodakis 2017, arXiv:1612.03928"),
     Method(hint_loss, "FitNet", "maps", "layers; regressors", False, "Romero et al. 2015, arXiv:1412.6550"),
     Method(ReviewLoss, "ReviewKD", "maps", "layers; its weights", False, "Chen et al. 2021, arXiv:2104.09044"),
     Method(patch_relation_loss, "patches", "tokens", "as many patches", True, "lightly-train, distillation v3"),
-)
-
+)  # fmt: skip
 CHOICES = {method.choice: method for method in METHODS if method.choice}
 
 

@@ -92,6 +92,7 @@ class DistillationLoss:
         self.mean, self.std, self.phi_s = mean, std, phi_s
         compare: Callable[..., torch.Tensor] = _squared_error if kind in ("mse", "phi_s") else self.method.loss
         weights |= {"temperature": temperature} if "temperature" in inspect.signature(compare).parameters else {}
+        self.scale = weights.pop("scale", 1.0)
         self.compare = partial(compare, **weights)
         self.uses_labels = alpha < 1 or self.method.needs_labels or (log_accuracy and self.needs_logits)
 
@@ -100,7 +101,7 @@ class DistillationLoss:
         labels = labels if self.uses_labels else None
         pairs = list(zip(students, teachers, strict=False))
         pairs += [(local, teacher) for local in students[len(teachers) :] for teacher in teachers]
-        term = _mean(self._term(student, teacher, labels) for student, teacher in pairs)
+        term = self.scale * _mean(self._term(student, teacher, labels) for student, teacher in pairs)
         parts = {"loss": term, self.kind: term}
         if self.needs_logits:
             parts["teacher_entropy"] = _mean(entropy(teacher["logits"]) for teacher in teachers).detach()

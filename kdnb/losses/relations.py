@@ -53,7 +53,7 @@ def probabilistic_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     """Mean over pairs of p_t log(p_t / p_s), where p are rows of (1 + cosine) / 2 of features [B, D], made to sum to 1.
 
     Passalis & Tefas 2018, PKT, arXiv:1803.10837; 1e-7 is added to both probabilities, as in their code. A mean over B^2 pairs is
-    a small number, hence the weights of 30,000 in papers.
+    a small number, hence weights of 30,000.
 
     Raises:
         ValueError: other shapes, or a batch of fewer than 2 images.
