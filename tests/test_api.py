@@ -9,6 +9,7 @@ import timm
 import torch
 
 import kdnb
+from kdnb.distillation.teacher import open_teacher
 from kdnb.models.vision import build_model
 
 SMALL = {"epochs": 2, "max_steps_per_epoch": 3, "batch_size": 10, "mixed_precision": "no", "crop_scale_min": 0.5}
@@ -43,6 +44,23 @@ def test_every_kind_of_run_distils_and_is_timms_afterwards(models, changes):
     weights = student.model.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
     assert "## Scores" in (run.folder / "final_model/README.md").read_text()
+
+
+@pytest.mark.parametrize("loss", ["mse", "cosine", "soft_targets"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_teacher_that_was_never_trained_is_said_under_every_loss(models, loss, stored, capsys):
+    cache, _ = models
+    named = {"teacher": "cifar_resnet8", "teacher_checkpoint": "teacher.pth", "teacher_args": {"width": 4}, "image_size": 8}
+    kept = {"augmentation": "clean", "cache_teacher_features": stored}
+    for _ in range(2):  # the second time, what is stored is known without loading the teacher
+        teacher = open_teacher(**named, cache_teacher_features=stored)
+        student = kdnb.build_student("cifar_resnet8", teacher, num_classes=3 if loss == "soft_targets" else 0, width=2)
+        kdnb.distill(student, teacher, cache, **SMALL | kept, loss=loss)
+        assert capsys.readouterr().out.count("WARNING: the teacher cifar_resnet8 was never trained") == 1
+    weights = torch.load("teacher.pth") | {"bn1.bias": torch.full((4,), 0.1)}
+    torch.save(weights, "teacher.pth")
+    open_teacher(**named)
+    assert "never trained" not in capsys.readouterr().out
 
 
 def test_the_same_name_goes_on_and_the_seed_decides_the_weights(models):

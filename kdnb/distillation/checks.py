@@ -25,7 +25,7 @@ from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import labels_fit
 from kdnb.losses.methods import CHOICES, loss_weights
-from kdnb.models.vision import FeatureModel, outline, require_as_many_layers
+from kdnb.models.vision import FeatureModel, outline, require_as_many_layers, require_pretrained
 from kdnb.models.weights import require_checkpoint
 from kdnb.params import TABLE, ParameterError, arguments_of
 from kdnb.runs import anchored, local_or_hub
@@ -140,6 +140,8 @@ def _teacher(p: SimpleNamespace):
     if p.teacher != "builtin":
         with _about("teacher: "):
             _outline_teacher(p)
+            if p.teacher_checkpoint is None:
+                require_pretrained(local_or_hub(p.teacher))
 
 
 def _outline_teacher(p: SimpleNamespace) -> FeatureModel | None:

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdnb import distributed
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.datasets import RawImageDataset
 from kdnb.data.views import CleanTransform, RepeatedViews
 from kdnb.distillation import teacher_model
 from kdnb.distillation.teacher_outputs import OutputCodec, TeacherCache
 from kdnb.files import hash_of, memoize
-from kdnb.models.vision import FeatureModel, count_parameters
+from kdnb.models.vision import FeatureModel, count_parameters, looks_untrained
 from kdnb.models.weights import weights_fingerprint
 from kdnb.progress import format_bytes
 from kdnb.runs import anchored
@@ -44,6 +45,7 @@ class Teacher:
     token_shape: tuple[int, ...]  # (N, D) where tokens are imitated, else ()
     normalisation: dict[str, tuple[float, ...]]  # "mean" and "std" of its inputs
     head_is_random: bool
+    looks_untrained: bool
     num_parameters: int
     fingerprint: str  # of its weights, where outputs are stored, else ""
     build: partial[FeatureModel]  # loads the model
@@ -124,14 +126,17 @@ def open_teacher(
         facts = facts_of_model()
     else:
         key = [teacher, teacher_args or {}, list(feature_layers), teacher_tokens, image_size, version("timm")]
-        # The last word tells these facts from those of older versions, which knew one normalisation only.
-        key += [_files(teacher, teacher_checkpoint), "normalised"]
+        # The last word tells these facts from those of older versions, which knew fewer of them.
+        key += [_files(teacher, teacher_checkpoint), "looks_untrained"]
         facts = memoize(_facts_path(cache_dir, key), facts_of_model)
     facts |= {name: tuple(facts[name]) for name in ("layer_dims", "token_shape")}
     settings = {"layers": list(feature_layers), "tokens": teacher_tokens, "storage": teacher_storage, "top_k": teacher_top_k}
     opened = Teacher(**facts, build=build, cache_dir=cache_dir, output_settings=settings, model=model)
     if cache_dir is not None:
         opened.codec()  # refuses what cannot be stored
+    if opened.looks_untrained and distributed.rank() == 0:
+        why = "its normalisation layers are as they were initialised, so that the student imitates a random network"
+        print(f"WARNING: the teacher {teacher} was never trained: {why}; give a trained teacher_checkpoint.", flush=True)
     return opened
 
 
@@ -255,7 +260,8 @@ def _facts(model: FeatureModel, image_size: int, *, fingerprint: bool) -> dict:
     """What a `Teacher` knows of a loaded model; hashing the weights of a ViT-B takes a third of a second."""
     names = ("feature_dim", "num_classes", "layer_dims", "head_is_random", "normalisation")
     facts = {name: getattr(model, name) for name in names}
-    facts |= {"num_parameters": count_parameters(model), "fingerprint": weights_fingerprint(model) if fingerprint else ""}
+    facts |= {"num_parameters": count_parameters(model), "looks_untrained": looks_untrained(model)}
+    facts |= {"fingerprint": weights_fingerprint(model) if fingerprint else ""}
     return facts | {"token_shape": model.token_shape(image_size) if model.tokens else ()}
 
 

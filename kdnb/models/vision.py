@@ -68,6 +68,8 @@ def build_model(
     if state is not None and "num_classes" not in settings:
         settings = settings | head_width(name, state)
     pretrained = pretrained and folder is None and state is None
+    if pretrained:
+        require_pretrained(name)
     from_hub = pretrained or name.startswith("hf-hub:")  # whose architecture is on the Hub, too
     try:
         with without_retries() if from_hub else contextlib.nullcontext():
@@ -113,6 +115,31 @@ def outline(name: str, **settings) -> TimmModel | None:
         return None
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         return build_model(name, **settings | {"pretrained": False, "checkpoint": None})
+
+
+def require_pretrained(name: str):
+    """Refuse a model of which timm knows no trained weights: ValueError. Folders have theirs; what the Hub has is known there."""
+    import timm
+
+    if name.startswith("hf-hub:") or _as_folder(name) is not None:
+        return
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(f"there are no pretrained weights of {name}; give teacher_checkpoint, a file with its weights.")
+
+
+def looks_untrained(model: nn.Module) -> bool:
+    """Whether all normalisation layers are as they were initialised, which no training leaves them; False where there are none.
+
+    Example:
+        >>> model = build_model("cifar_resnet8")
+        >>> looks_untrained(model)
+        True
+    """
+    layers = [layer for layer in model.modules() if "norm" in type(layer).__name__.lower()]
+    zeros = [getattr(layer, name, None) for layer in layers for name in ("bias", "running_mean")]  # until they are trained
+    zeros = [values for values in zeros if isinstance(values, torch.Tensor)]
+    return bool(zeros) and not any(values.any() for values in zeros)
 
 
 def _is_statistic(name: str, values: Sequence[float]) -> bool:

@@ -97,6 +97,10 @@ def test_a_subset_is_held_against_the_cache_as_the_loader_will(p, notebook, chan
         ({"student": "vit_tiny_patch16_224", "student_args": {}}, "takes images of 224 pixels a side alone, but "),
         ({"teacher_args": {"depth": 3}}, "teacher: cifar_resnet8 cannot be built with {'depth': 3}: "),
         ({"feature_layers": [7]}, "teacher: layers [7] are not in CifarResNet"),
+        (
+            {"teacher_checkpoint": None, "teacher_args": {}},
+            "teacher: there are no pretrained weights of cifar_resnet8; give teacher",
+        ),
         ({"eval_split": "val"}, "eval_split is 'val', but dataset digits has train, test; name one that is there"),
     ],
 )
