@@ -68,8 +68,6 @@ def build_model(
     if state is not None and "num_classes" not in settings:
         settings = settings | head_width(name, state)
     pretrained = pretrained and folder is None and state is None
-    if pretrained:
-        require_pretrained(name)
     from_hub = pretrained or name.startswith("hf-hub:")  # whose architecture is on the Hub, too
     try:
         with without_retries() if from_hub else contextlib.nullcontext():
