@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import TypeVar
 
+T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # those that ask to stop
 
 _TIMEOUT = timedelta(hours=2)  # one rank may train a built-in teacher, or fill a cache, while the others wait
@@ -89,6 +91,19 @@ def broadcast(value):
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """What `work()` returns on rank 0, on every rank; the error that it raises there, too."""
+    result, fault = None, None
+    try:
+        result = work() if rank() == 0 else None
+    except Exception as error:
+        fault = error
+    result, fault = broadcast((result, fault))
+    if fault is not None:
+        raise fault
+    return result
 
 
 def gather(value) -> list:

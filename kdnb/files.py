@@ -39,6 +39,29 @@ class Damaged(ValueError):
     """What lies there is not what was written: altered, truncated, or no file at all."""
 
 
+def find_os_error(error: BaseException | None) -> OSError | None:
+    """What the disk refused where `error` comes from that, be it in the words of torch or of safetensors; else None."""
+    while error is not None:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        if number:
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
+    return None
+
+
+def disk_fault(error: OSError, *, choose: str, when_full: str) -> str:
+    """What the disk refused and what to do, as the end of a sentence: choose another `choose`, or, as it is full, `when_full`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"cannot be written any further: its disk is full, or a quota is used up. {when_full}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"is read-only for this user; choose another {choose}"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"is a file, or lies below one; choose another {choose}"
+    return f"cannot be written: {error.strerror or error}"
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, about 1 GB/s."""
     with open(path, "rb") as file:
@@ -241,6 +264,7 @@ def remove_temporary(folder: str | Path, *, of: Callable[[str], bool] = lambda n
     return [path.name for path in paths]
 
 
+_PATIENCE = 20  # times 0.05 s
 _HELD: set[tuple[int, str]] = set()  # (process, path): a lock does not stop its own process, and one close lets go of it
 
 
@@ -253,7 +277,7 @@ def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
     not say who holds a file, and leaves marker files, or refuses, where a file system has no locks.
 
     Raises:
-        Held: another process has it, and `wait` is false; with `wait`, a line says for whom it waits.
+        Held: another process has it for more than a second, and `wait` is false; with `wait`, a line says for whom it waits.
     """
     own = (os.getpid(), os.path.realpath(path))
     if own in _HELD:
@@ -264,11 +288,12 @@ def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # either may mean that it is held
-            holder = _read_holder(file)
-            if not wait:
-                raise Held(holder) from None
-            print(f"{path} is held by {holder}; waiting for it", flush=True)
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            if not _lock_soon(file):
+                holder = _read_holder(file)
+                if not wait:
+                    raise Held(holder) from None
+                print(f"{path} is held by {holder}; waiting for it", flush=True)
+                fcntl.lockf(file, fcntl.LOCK_EX)
         except OSError:
             pass
         os.ftruncate(file, 0)
@@ -278,6 +303,16 @@ def only_process(path: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         _HELD.discard(own)
         os.close(file)
+
+
+def _lock_soon(file: int) -> bool:
+    """Whether the lock comes free within a second: then its holder wrote one file."""
+    for _ in range(_PATIENCE):
+        time.sleep(0.05)
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _read_holder(file: int) -> str:

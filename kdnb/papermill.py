@@ -34,13 +34,17 @@ def train_on_processes(run: Run, notebook: str, *, processes: int):
     """Train `run` of `notebook` with so many processes and print what rank 0 prints; does nothing for one, nor in one of them.
 
     Raises:
-        RuntimeError: a process failed, with its last lines.
+        RuntimeError: a process failed, with its last lines; or another job does the same.
         Preempted: the cell was interrupted; all processes have ended, after a checkpoint from which the run can go on.
     """
     if processes == 1 or distributed.world() > 1 or run.finished:
         return
-    root = project_root()
-    parameters, out = run.folder / "processes.yaml", run.folder / "processes.ipynb"
+    with run.only_job(".processes.lock"):  # the processes hold the run itself
+        _train_on_processes(run, notebook, processes)
+
+
+def _train_on_processes(run: Run, notebook: str, processes: int):
+    root, parameters, out = project_root(), run.folder / "processes.yaml", run.folder / "processes.ipynb"
     parameters.write_text(yaml.safe_dump(run.parameters | {"run_name": run.name, "processes": 1}))
     command: list[str | Path] = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]

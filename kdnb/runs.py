@@ -6,15 +6,16 @@ free at any time; training one is for one job at a time, which holds the file .l
 """
 
 import contextlib
+import itertools
 import json
 import os
 import platform
 import random
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,22 @@ from kdnb.distributed import find_device
 from kdnb.files import (
     Damaged,
     Held,
+    disk_fault,
+    find_os_error,
     hash_of,
     only_process,
     read_json,
     read_tensors,
+    remove_temporary,
     require_file,
     set_aside,
+    write_atomically,
     write_json,
     write_tensors,
 )
-from kdnb.params import FREE
+from kdnb.params import FREE, TABLE
+
+_NAMES = {name for rows in TABLE.values() for name in rows}  # of all parameters
 
 
 def project_root() -> Path:
@@ -71,14 +78,47 @@ def set_seed(seed: int):
 
 def new_name(stem: str, *, outputs: str | Path = "outputs") -> str:
     """`stem`, the time, and a number where that is taken: a folder below `outputs` that was made just now, for nobody else."""
-    first = name = f"{stem}_{time.strftime('%Y%m%d_%H%M%S')}"
-    for number in count(2) if distributed.rank() == 0 else ():
-        try:
-            (anchored(outputs) / name).mkdir(parents=True)
-            break
-        except FileExistsError:
-            name = f"{first}_{number}"
-    return distributed.broadcast(name)
+    first = f"{stem}_{time.strftime('%Y%m%d_%H%M%S')}"
+    require_run_name(first, outputs=outputs)
+
+    def make() -> str:
+        for name in itertools.chain([first], (f"{first}_{number}" for number in itertools.count(2))):
+            with _told(anchored(outputs)), contextlib.suppress(FileExistsError):
+                (anchored(outputs) / name).mkdir(parents=True)
+                return name
+
+    return distributed.on_rank_0(make)
+
+
+def require_run_name(name: str, *, outputs: str | Path = "outputs"):
+    """Refuse what can be no run below `outputs`. A name `a/b` is a run inside the folder of `a`, as a comparison has them.
+
+    Raises:
+        ValueError: a path that leads elsewhere, a name that no file can have, or the folder of something else, such as a cache.
+    """
+    plain = all(part and part.isprintable() and not part.startswith(".") for part in name.split("/"))
+    if not plain or len(name.encode()) > 255:
+        shown = name if len(name) < 60 else f"{name[:60]}..."
+        raise ValueError(f"run_name is {shown!r}; allowed is the name of a folder below {outputs}: at most 255 bytes, no "
+                         "line breaks or the like, and neither a dot at its start nor a path that leads elsewhere.")  # fmt: skip
+    folder = anchored(outputs) / name
+    with _told(folder):
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        if os.path.lexists(folder) and not (folder / "config.json").is_file() and (not folder.is_dir() or any(files)):
+            raise ValueError(f"run_name is {name!r}, but {folder} holds no run (no config.json); choose another run_name.")
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say in a sentence what the disk refuses: an OSError with it."""
+    try:
+        yield
+    except Exception as error:
+        refused = find_os_error(error)
+        if refused is None:
+            raise
+        full = "Free some space and run again: the run goes on from its last checkpoint"
+        raise OSError(f"{folder} {disk_fault(refused, choose='run_name', when_full=full)}.") from error
 
 
 class Run:
@@ -95,7 +135,9 @@ class Run:
         folder, name, parameters. finished: whether summary.json exists. resumed: whether the run existed before.
 
     Raises:
-        ValueError: the run exists with other parameters, which are named, or a file of it is broken.
+        ValueError: a name that can be no run's; the run holds what other parameters have made, which are named; a file of it
+            is broken. RuntimeError: another job has begun the run with other parameters. OSError: a disk that is full or
+            read-only.
 
     Example:
         >>> import tempfile, torch
@@ -112,60 +154,123 @@ class Run:
     """
 
     def __init__(self, name: str | None, parameters: dict, *, prefix: str = "run", outputs: str | Path = "outputs"):
-        self.name = distributed.broadcast(name) if name else new_name(prefix, outputs=outputs)
+        self.name = new_name(prefix, outputs=outputs) if name is None else distributed.broadcast(name)
         self.folder = anchored(outputs) / self.name
-        self.parameters = parameters
-        config = distributed.broadcast(self.read("config.json"))
-        if config is None:
-            for name in ("checkpoints", "figures"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)  # by every rank: it is there then, on any file system
-            config = distributed.broadcast(self._create(prefix) if distributed.rank() == 0 else None)
-        self.resumed = config is not None
-        if config is not None:
-            self._check_same(config["parameters"])
-            if config["parameters"] != json.loads(json.dumps(parameters)):
-                self.write("config.json", config | {"parameters": parameters})
+        self.parameters, self.prefix = parameters, prefix
+        self.resumed = distributed.on_rank_0(lambda: self._open(outputs))
+        if not self.resumed:
+            self._make_folders()  # by every rank: they are there then, on any file system
 
-    def _create(self, prefix: str) -> dict | None:
-        """Write config.json and return None; or return what another job has written there at the same time."""
-        while True:
-            with contextlib.suppress(Held), only_process(self.folder / ".lock"):
-                config = self.read("config.json")
-                if config is None:
-                    self.write("config.json", {"notebook": prefix, "parameters": self.parameters, **environment_info()})
-                return config
-            config = self.read("config.json")  # the one who held the file may train by now, for hours
-            if config is not None:
-                return config
-            time.sleep(0.05)
+    def _open(self, outputs: str | Path) -> bool:
+        """Whether the run existed before; config.json then has its parameters, unless another job trains it already."""
+        require_run_name(self.name, outputs=outputs)
+        with _told(self.folder):
+            config = self._known()
+            if config is None:
+                self._make_folders()
+            if config is None or config["parameters"] != self._plain_parameters() or any(self._leftovers()):
+                try:
+                    with self.writing():
+                        self._claim()
+                except (RuntimeError, OSError):  # another job has it, or it is there to be read alone
+                    if config is None or self._differences(config):
+                        raise
+        return config is not None
 
-    def _check_same(self, before: dict):
-        now = json.loads(json.dumps(self.parameters))
-        differ = [k for k in sorted({*before, *now} - FREE - {"run_name"}) if before.get(k) != now.get(k)]
-        if differ:
-            changes = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differ)
+    def _make_folders(self):
+        for name in ("checkpoints", "figures"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def _leftovers(self) -> Iterator[Path]:
+        """What a killed job has left half written, as long as no other one holds the run."""
+        for name in ("", "checkpoints", "figures"):
+            yield from (self.folder / name).glob(".*.tmp")
+
+    def _claim(self):
+        """Put the parameters into config.json: the run is bound to them once it holds work. To be called by who holds it."""
+        for folder in {path.parent for path in self._leftovers()}:
+            remove_temporary(folder)
+        config = self._known() or {"notebook": self.prefix, **environment_info()}
+        if config.get("parameters") != self._plain_parameters():
+            if gone := sorted(config.get("parameters", {}).keys() - self.parameters.keys() - _NAMES):
+                print(
+                    f"run {self.name}: {', '.join(gone)} of its config.json is no parameter any more, and is ignored", flush=True
+                )
+            self.write("config.json", config | {"parameters": self.parameters})
+
+    def _known(self) -> dict | None:
+        """config.json, None where there is none; refused where the run holds what other parameters have made."""
+        config = read_config(self.folder)
+        differences = self._differences(config) if config else []
+        if differences and self._holds_work():
             raise ValueError(
-                f"run_name {self.name} exists with other parameters ({changes}); choose another run_name, or give "
+                f"run_name {self.name} exists with other parameters ({'; '.join(differences)}); choose another run_name, or give "
                 "the parameters of that run to resume it."
             )
+        return config
+
+    def _holds_work(self) -> bool:
+        """Whether anything was made with the parameters: a checkpoint, a summary, or a model or a run in a folder of its own."""
+        made = ("summary.json", "history.json", "checkpoints/step_*.pt", "*/config.json", "*/*/config.json")
+        return any(path for pattern in made for path in self.folder.glob(pattern))
+
+    def _plain_parameters(self) -> dict:
+        return json.loads(json.dumps(self.parameters))
+
+    def _differences(self, config: dict) -> list[str]:
+        """In words, where the parameters are others than those in config.json, but for those that may change.
+
+        What no notebook has as a parameter any more does not count; what this one has only since then counts as its default.
+        """
+        before, now = config["parameters"], self._plain_parameters()
+        tables = [TABLE[self.prefix]] if self.prefix in TABLE else list(TABLE.values())
+        rows = [rows[name] for rows in tables for name in now.keys() & rows.keys() if config.get("notebook") == self.prefix]
+        others = defaultdict(lambda: None, now)
+        default = {row.name for row in rows if row.resolve(row.convert(row.default), others) == now[row.name]}
+        same = FREE | {"run_name"} | (before.keys() - now.keys() - _NAMES) | (default - before.keys())
+        names = sorted(name for name in {*before, *now} - same if before.get(name) != now.get(name))
+        return [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
 
     @contextlib.contextmanager
     def held(self, *, wait: bool = False) -> Iterator[None]:
-        """Keep other jobs from training this run meanwhile; all ranks of this one call it, and it may be called inside itself.
+        """Keep other jobs from writing to this run meanwhile; all ranks of this one call it, and it may be called inside itself.
 
         Raises:
             RuntimeError: another job has it, with who that is; with `wait`, it is waited for instead.
+            ValueError: another job has begun it with other parameters since it was opened.
         """
         with contextlib.ExitStack() as stack:
-            holder = None
-            if distributed.rank() == 0:
-                try:
-                    stack.enter_context(only_process(self.folder / ".lock", wait=wait))
-                except Held as error:
-                    holder = str(error)
-            holder = distributed.broadcast(holder)
-            if holder is not None:
-                raise RuntimeError(f"run {self.name} is held by {holder}; wait for it, stop it, or choose another run_name.")
+
+            def hold():
+                stack.enter_context(self.only_job(wait=wait))
+                with _told(self.folder):
+                    self._make_folders()
+                    self._claim()
+
+            distributed.on_rank_0(hold)
+            yield
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run while this process writes to its folder, and say in a sentence what the disk refuses.
+
+        Raises:
+            RuntimeError: another job has it. OSError: a disk that is full or read-only.
+        """
+        with self.only_job(), _told(self.folder):
+            yield
+
+    @contextlib.contextmanager
+    def only_job(self, file: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+        """Hold a file of the run; RuntimeError where another job has it."""
+        with contextlib.ExitStack() as stack:
+            try:
+                with _told(self.folder):
+                    stack.enter_context(only_process(self.folder / file, wait=wait))
+            except Held as holder:
+                raise RuntimeError(
+                    f"run {self.name} is held by {holder}; wait for it, stop it, or choose another run_name."
+                ) from None
             yield
 
     @property
@@ -174,24 +279,21 @@ class Run:
 
     def read(self, name: str):
         """Content of a JSON file of the run, or None where it does not exist."""
-        try:
-            return read_json(self.folder / name)
-        except FileNotFoundError:
-            return None
-        except Damaged as error:
-            raise ValueError(f"{error}; restore it, or delete the folder and run again.") from None
+        return _read_json(self.folder / name)
 
     def write(self, name: str, content):
         """Write a JSON file of the run, atomically; of several ranks, rank 0 does."""
-        if distributed.rank() > 0:
-            return
-        write_json(self.folder / name, content, allow_nan=False)
+        if distributed.rank() == 0:
+            with self.writing():
+                write_json(self.folder / name, content, allow_nan=False)
 
     def save_figure(self, name: str, figure) -> Path:
         """Write a matplotlib figure to figures/<name>.png."""
         path = self.folder / "figures" / f"{name}.png"
         if distributed.rank() == 0:
-            figure.savefig(path, dpi=150, bbox_inches="tight")
+            with self.writing():
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
         return path
 
     def checkpoints(self) -> list[Path]:
@@ -203,7 +305,8 @@ class Run:
         if distributed.rank() > 0:
             return
         path = self.folder / "checkpoints" / f"step_{step:08d}.pt"
-        write_tensors(path, state)
+        with self.writing():
+            write_tensors(path, state)
         for old in self.checkpoints()[: -keep if keep else 0]:
             old.unlink()
 
@@ -269,7 +372,7 @@ class Run:
         does."""
         if distributed.rank() > 0:
             return
-        with open(self._records, "ab") as file:
+        with self.writing(), open(self._records, "ab") as file:
             lines = (json.dumps([*record, hash_of(record, length=8)], allow_nan=False) for record in records)
             file.writelines(f"{line}\n".encode() for line in lines)
             file.flush()
@@ -286,8 +389,29 @@ class Run:
         return [line for line in lines if line.endswith(b"\n")]
 
     def finish(self, summary: dict):
-        """Write summary.json: the run is finished."""
-        self.write("summary.json", summary)
+        """Write summary.json: the run is finished. A config.json that was deleted meanwhile comes back."""
+        if distributed.rank() == 0:
+            with self.writing():
+                self._claim()
+                self.write("summary.json", summary)
+
+
+def read_config(folder: Path) -> dict | None:
+    """config.json of the run in `folder`, with its "parameters"; None where there is none. ValueError: it is no run's."""
+    config = _read_json(folder / "config.json")
+    if config is None or isinstance(config, dict) and isinstance(config.get("parameters"), dict):
+        return config
+    raise ValueError(f"{folder / 'config.json'} holds no run's parameters; choose another run_name.")
+
+
+def _read_json(path: Path):
+    """Content of a JSON file, or None where it does not exist."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        raise ValueError(f"{error}; restore it, or delete it and run again.") from None
 
 
 def environment_info() -> dict:

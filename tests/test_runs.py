@@ -24,7 +24,7 @@ def test_without_a_name_the_prefix_and_the_time_make_one(tmp_path):
 
 
 def test_the_same_name_resumes_and_other_parameters_are_refused(tmp_path):
-    Run("a", {"seed": 1, "epochs": 2, "layers": [1]}, outputs=tmp_path)
+    Run("a", {"seed": 1, "epochs": 2, "layers": [1]}, outputs=tmp_path).save_checkpoint(1, {})
     assert Run("a", {"seed": 1, "epochs": 2, "layers": [1]}, outputs=tmp_path).resumed
     with pytest.raises(ValueError, match=r"run_name a exists with other parameters \(epochs was 2, now 3; seed was 1, now 2\)"):
         Run("a", {"seed": 2, "epochs": 3, "layers": [1]}, outputs=tmp_path)
@@ -54,7 +54,7 @@ def test_keeping_all_checkpoints(tmp_path):
 def test_a_broken_file_is_named(tmp_path):
     Run("a", {}, outputs=tmp_path)
     (tmp_path / "a/config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is damaged .*delete the folder and run again"):
+    with pytest.raises(ValueError, match=r"config.json is damaged .*delete it and run again"):
         Run("a", {}, outputs=tmp_path)
 
 

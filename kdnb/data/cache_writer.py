@@ -1,7 +1,6 @@
 """A cache while it is being filled: what is still to be stored, and each shard as it becomes complete."""
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import logging
@@ -40,12 +39,10 @@ from kdnb.data.cache import (
 )
 from kdnb.data.decode import UnreadableImage, decode_all
 from kdnb.data.keyed import permutation
-from kdnb.files import remove_temporary, write_json
+from kdnb.files import disk_fault, remove_temporary, write_json
 from kdnb.progress import format_bytes
 
 SOURCE_FILES = "source_files.json"  # rows of the files that a stream has gone through
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _REPORT_EVERY = 64  # images between two calls of progress
 _log = logging.getLogger(__name__)
 
@@ -64,16 +61,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            fault = "cannot be written any further: its disk is full, or a quota is used up. The shards stored so far are "
-            fault += "complete and stay usable; free some space and run precompute again, it goes on from there"
-        elif error.errno in _READ_ONLY:
-            fault = "is read-only for this user; choose another cache_dir"
-        elif isinstance(error, FileExistsError | NotADirectoryError):
-            fault = "is a file, or lies below one; choose a folder as cache_dir"
-        else:
-            fault = f"cannot be written: {error.strerror or error}"
-        raise CacheError(f"{folder} {fault}.") from error
+        full = "The shards stored so far are complete and stay usable; free some space and run precompute again, it goes on from "
+        full += "there"
+        raise CacheError(f"{folder} {disk_fault(error, choose='cache_dir', when_full=full)}.") from error
 
 
 @contextlib.contextmanager

@@ -215,8 +215,9 @@ def finish_run(run: Run, **summary):
     """Write `summary` as the run's summary.json, and the model cards into its model folders. Of several ranks, rank 0 does."""
     if distributed.rank() > 0:
         return
-    run.finish(summary)
-    config = run.read("config.json")
-    if config["parameters"]["use_cached"]:
-        config["source"] = read_index(anchored(config["parameters"]["cache_dir"]))["source"]
-    write_cards(run.folder, config, summary)
+    with run.writing():
+        run.finish(summary)
+        config = run.read("config.json")
+        if config["parameters"]["use_cached"]:
+            config["source"] = read_index(anchored(config["parameters"]["cache_dir"]))["source"]
+        write_cards(run.folder, config, summary)

@@ -96,7 +96,7 @@ class Metrics:
             if wrong := [name for name in self._names if not math.isfinite(step[name])]:
                 raise FloatingPointError(
                     f"{', '.join(wrong)} is not finite at step {step['step']}; lower learning_rate, set clip_grad_norm or use "
-                    "mixed_precision no. The last checkpoint holds the weights from before."
+                    "mixed_precision no."
                 )
         self._steps, self._losses, self._fetched = [], [], time.perf_counter()
         return steps, stop

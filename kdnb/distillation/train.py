@@ -87,10 +87,10 @@ def train(
         {"steps": [...], "epochs": [...]}, as `run.history()` reads it at any time, and history.json holds it at the end.
 
     Raises:
-        FloatingPointError: a loss that is not finite, with the step; the last checkpoint stays as it was.
+        FloatingPointError: a loss that is not finite, with the step and what checkpoint there is.
         ValueError: a precision that the hardware does not have, a warm-up longer than training, a batch that the processes
             cannot share equally, processes that read different data, a loader for another device than this process has.
-        RuntimeError: another job trains the run.
+        RuntimeError: another job trains the run. OSError: its disk is full or read-only.
         Preempted: SIGINT, SIGTERM or SIGUSR1 came, and a checkpoint was written. A second SIGINT is a KeyboardInterrupt at once.
     """
     accelerator = accelerator_for(mixed_precision, loader.device)
@@ -140,7 +140,10 @@ def train(
                 saves = not epoch_ends and save_every_steps and state.step % save_every_steps == 0
                 if not (epoch_ends or saves or metrics.due(stop=bool(stop_flag))):
                     continue
-                steps, stop = metrics.fetch(stop=bool(stop_flag))
+                try:
+                    steps, stop = metrics.fetch(stop=bool(stop_flag))
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{error} {_what_is_left(run)}") from None
                 for step in steps:
                     state.pending.append(step)
                     if len(state.pending) == steps_per_record or (epoch_ends and step is steps[-1]):
@@ -159,12 +162,14 @@ def train(
             state.record("epochs", record)
             state.epoch, state.batch = state.epoch + 1, 0
             if save_model is not None and epochs_since_best(state.epochs) == 0 and accelerator.is_main_process:
-                save_model(student, run.folder / "best_model")
+                with run.writing():
+                    save_model(student, run.folder / "best_model")
             save(*trained, state, keep=keep_checkpoints)
             if stop and state.epoch < epochs:
                 raise _preempted(run, stop_flag, state)
         if save_model is not None and accelerator.is_main_process:
-            save_model(student, run.folder / "final_model")
+            with run.writing():
+                save_model(student, run.folder / "final_model")
         run.write("history.json", {"steps": state.steps, "epochs": state.epochs})
         accelerator.wait_for_everyone()  # for the files that the others read next
     loader.set_rank(0, 1)
@@ -223,6 +228,12 @@ def _nothing(outputs: list, accelerator) -> torch.Tensor | float:
         for value in output.values() if isinstance(output, dict) else [output]:
             tensors += value if isinstance(value, list) else [value]
     return sum((tensor.float() * 0).sum() for tensor in tensors)
+
+
+def _what_is_left(run: Run) -> str:
+    if paths := run.checkpoints():
+        return f"{paths[-1].name} holds the weights from before; give the new values another run_name."
+    return "There is no checkpoint yet: the same run_name takes the new values."
 
 
 def _preempted(run: Run, stop_flag: StopFlag, state: TrainState) -> Preempted:

@@ -19,7 +19,7 @@ from torch import nn
 from kdnb.evaluation.features import check_labels, stratified_split
 from kdnb.evaluation.quality import agreement, classification_scores
 from kdnb.evaluation.statistics import accuracy_interval
-from kdnb.files import write_atomically, write_json
+from kdnb.files import only_process, write_atomically, write_json
 from kdnb.models.vision import count_parameters
 
 _WARM_UP, _LEAST_ROUNDS = 3, 3
@@ -146,12 +146,13 @@ def compare_models(
         "rounds": counted,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "comparison_results.json", results, allow_nan=False, ensure_ascii=False)
     from kdnb import plots
 
     figure = plots.comparison_figure(results)
     picture = folder / "teacher_student_comparison.png"
-    write_atomically(picture, lambda file: figure.savefig(file, dpi=150, format="png"))
+    with only_process(folder / ".lock", wait=True):  # as whoever writes to the folder of a run
+        write_json(folder / "comparison_results.json", results, allow_nan=False, ensure_ascii=False)
+        write_atomically(picture, lambda file: figure.savefig(file, dpi=150, format="png"))
     return results
 
 

@@ -109,8 +109,9 @@ def write_table(out: Run, lines: Sequence[dict]):
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_atomically(out.folder / "evaluation.csv", lambda file: file.write(text.getvalue().encode()))
-    out.write("evaluation.json", lines)
+    with out.writing():
+        write_atomically(out.folder / "evaluation.csv", lambda file: file.write(text.getvalue().encode()))
+        out.write("evaluation.json", lines)
 
 
 def format_table(lines: Sequence[dict]) -> str:

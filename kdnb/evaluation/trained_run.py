@@ -10,10 +10,10 @@ from kdnb.distillation.records import epochs_since_best
 from kdnb.distillation.teacher_model import build_teacher
 from kdnb.distributed import find_device
 from kdnb.evaluation.sweep import Planned, run_all
-from kdnb.files import Damaged, read_json, read_tensors
+from kdnb.files import Damaged, read_tensors
 from kdnb.models.vision import FeatureModel, build_model, freeze
 from kdnb.params import arguments_of
-from kdnb.runs import Run, anchored, set_seed
+from kdnb.runs import Run, anchored, read_config, set_seed
 
 _DEMO = Planned(
     "fixed", 0, "train_fixed",
@@ -87,13 +87,13 @@ def open_run(folder: str | Path, *, parameter: str = "run") -> TrainedRun:
         FileNotFoundError: no such folder, no run in it, or no checkpoint yet.
     """
     folder = anchored(folder)
-    if not (folder / "config.json").exists():
+    config = read_config(folder)
+    if config is None:
         problem = "does not exist" if not folder.exists() else "holds no run (no config.json)"
         raise FileNotFoundError(
             f"{parameter} {folder} {problem}; give the folder of a run, as a training notebook or kdnb.distill writes it below "
             "outputs."
         )
-    config = read_json(folder / "config.json")
     run, checkpoints = Run(folder.name, config["parameters"], outputs=folder.parent), []
     for path in run.checkpoints():
         try:

@@ -524,7 +524,7 @@ def test_a_disk_that_fills_up_leaves_a_usable_cache(tmp_path):
 def test_a_file_in_the_place_of_the_folder_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CacheError, match="is a file, or lies below one; choose a folder as cache_dir"):
+        with pytest.raises(CacheError, match="is a file, or lies below one; choose another cache_dir"):
             fill(pictures(3), folder)
 
 

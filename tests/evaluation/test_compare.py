@@ -194,7 +194,7 @@ def test_size_is_that_of_the_weights_each_once(tmp_path):
 def test_the_json_is_what_is_returned_and_the_picture_is_a_png(tmp_path):
     found = compared(side(), side("student"), tmp_path, torch.tensor([0, 1, 2, 1]))
     folder = tmp_path / "new"
-    assert {path.name for path in folder.iterdir()} == {"comparison_results.json", "teacher_student_comparison.png"}
+    assert {path.name for path in folder.glob("[!.]*")} == {"comparison_results.json", "teacher_student_comparison.png"}
 
     def refuse(constant):
         raise AssertionError(constant)

@@ -147,7 +147,10 @@ def test_a_teacher_of_other_classes_is_judged_by_its_features(tmp_path):
     results = evaluate.compare_to_teacher(run, evaluator, lines.scores, tmp_path / "out")
     assert results["teacher"]["accuracy"] == pytest.approx(lines.scores["teacher"].probe)
     assert results["teacher"]["predicts"] == "linear probe"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison_results.json", "teacher_student_comparison.png"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {
+        "comparison_results.json",
+        "teacher_student_comparison.png",
+    }
 
 
 def test_what_is_evaluated_on_is_the_runs_own_data_or_what_is_named(tmp_path):
