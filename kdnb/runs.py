@@ -81,13 +81,16 @@ def new_name(stem: str, *, outputs: str | Path = "outputs") -> str:
     first = f"{stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     require_run_name(first, outputs=outputs)
 
-    def make() -> str:
-        for name in itertools.chain([first], (f"{first}_{number}" for number in itertools.count(2))):
-            with _told(anchored(outputs)), contextlib.suppress(FileExistsError):
-                (anchored(outputs) / name).mkdir(parents=True)
-                return name
+    names = itertools.chain([first], (f"{first}_{number}" for number in itertools.count(2)))
+    return distributed.on_rank_0(lambda: next(name for name in names if _makes(anchored(outputs) / name)))
 
-    return distributed.on_rank_0(make)
+
+def _makes(folder: Path) -> bool:
+    """Whether it is this call that has made `folder`."""
+    with _told(folder), contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        return True
+    return False
 
 
 def require_run_name(name: str, *, outputs: str | Path = "outputs"):

@@ -1,6 +1,9 @@
 """The run folder: written in order, resumed by name, protected from a mix-up."""
 
+import errno
 import json
+import os
+import shutil
 
 import matplotlib.figure
 import pytest
@@ -28,6 +31,105 @@ def test_the_same_name_resumes_and_other_parameters_are_refused(tmp_path):
     assert Run("a", {"seed": 1, "epochs": 2, "layers": [1]}, outputs=tmp_path).resumed
     with pytest.raises(ValueError, match=r"run_name a exists with other parameters \(epochs was 2, now 3; seed was 1, now 2\)"):
         Run("a", {"seed": 2, "epochs": 3, "layers": [1]}, outputs=tmp_path)
+
+
+def test_a_run_is_bound_by_its_first_checkpoint_and_not_by_a_refusal(tmp_path):
+    Run("a", {"seed": 1}, outputs=tmp_path)
+    run = Run("a", {"seed": 2}, outputs=tmp_path)
+    with pytest.raises(ValueError, match="seed was 2, now 1"), Run("a", {"seed": 2}, outputs=tmp_path).held():
+        run.save_checkpoint(1, {})
+        Run("a", {"seed": 1}, outputs=tmp_path)
+    assert run.read("config.json")["parameters"] == {"seed": 2}
+
+
+def test_two_jobs_that_open_a_new_run_differently_train_it_one_way(tmp_path):
+    first, second = (Run("a", {"seed": seed}, outputs=tmp_path) for seed in (1, 2))
+    with first.held():
+        first.save_checkpoint(1, {})
+    assert first.read("config.json")["parameters"] == {"seed": 1}
+    with pytest.raises(ValueError, match="seed was 1, now 2"), second.held():
+        pass
+
+
+def test_parameters_that_came_or_went_since_do_not_end_a_run(tmp_path, capsys):
+    now = {"epochs": 3, "teacher_tokens": False, "horizontal_flip": False, "dataset": "digits"}
+    run = Run("a", {"epochs": 3, "dataset": "digits", "magic": 7}, prefix="train_fixed", outputs=tmp_path)
+    run.save_checkpoint(1, {})
+    for name, value in {"teacher_tokens": True, "horizontal_flip": True, "fixed_shards": 3}.items():  # none is a default
+        with pytest.raises(ValueError, match=f"{name} was None, now {value}"):
+            Run("a", now | {name: value}, prefix="train_fixed", outputs=tmp_path)
+    with pytest.raises(ValueError, match="draw was None, now 'independent'"):  # of another notebook
+        Run("a", now | {"draw": "independent"}, prefix="train_random", outputs=tmp_path)
+    assert Run("a", now, prefix="train_fixed", outputs=tmp_path).resumed
+    assert "magic of its config.json is no parameter any more" in capsys.readouterr().out
+    assert run.read("config.json")["parameters"] == now
+
+
+NAMES = ["", ".", "..", "../x", "a/../b", "/abs", "a/", "a//b", ".a", "a\0", "a\nb", "x" * 256, "é" * 128]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_one_below_outputs(tmp_path, name):
+    with pytest.raises(ValueError, match=r"^run_name is '.*; allowed is the name of a folder below"):
+        Run(name, {}, outputs=tmp_path / "outputs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_something_else_is_no_run(tmp_path):
+    for name in ("cache/images_shard_00000.pt", "models/best_model/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "file").touch()
+    for name in ("cache", "models", "file"):
+        with pytest.raises(ValueError, match=f"run_name is '{name}', but .* holds no run"):
+            Run(name, {}, outputs=tmp_path)
+    with pytest.raises(ValueError, match="holds no run's parameters; choose another run_name"):
+        Run("models/best_model", {}, outputs=tmp_path)
+    (tmp_path / "empty/figures").mkdir(parents=True)
+    assert Run("a" * 255, {}, outputs=tmp_path).folder.is_dir() and not Run("empty", {}, outputs=tmp_path).resumed
+
+
+def test_an_opened_run_has_no_leftovers_unless_somebody_writes_there(tmp_path):
+    run = Run("a", {}, outputs=tmp_path)
+    left = [run.folder / name for name in (".config.json.0a1b2c3d.tmp", "checkpoints/.step_00000001.pt.0a1b2c3d.tmp")]
+    for path in left:
+        path.write_text("half")
+    Run("a", {}, outputs=tmp_path)
+    assert not any(path.exists() for path in left)
+
+
+def test_a_run_that_lost_files_while_it_was_trained_ends_whole(tmp_path):
+    run = Run("a", {"seed": 1}, outputs=tmp_path)
+    shutil.rmtree(run.folder / "checkpoints")
+    shutil.rmtree(run.folder / "figures")
+    with run.held():
+        run.save_checkpoint(1, {})
+        (run.folder / "config.json").unlink()
+        with pytest.raises(ValueError, match="holds no run"):  # and waits for nobody
+            Run("a", {"seed": 1}, outputs=tmp_path)
+        run.save_figure("loss", matplotlib.figure.Figure())
+        run.finish({"loss": 1})
+    assert run.read("config.json")["parameters"] == {"seed": 1} and Run("a", {"seed": 1}, outputs=tmp_path).finished
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"parameters": []}', "\x00"])
+def test_a_config_that_is_none_is_a_sentence(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/config.json").write_text(content)
+    with pytest.raises(ValueError, match="a/config.json (is damaged|holds no run's parameters)"):
+        Run("a", {}, outputs=tmp_path)
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "its disk is full"), (errno.EROFS, "is read-only for this user")])
+def test_what_the_disk_refuses_is_a_sentence(tmp_path, monkeypatch, number, words):
+    run, error = Run("a", {}, outputs=tmp_path), OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(error))
+    writes = [lambda: run.write("x.json", {}), lambda: run.save_checkpoint(1, {}), lambda: run.record([])]
+    for write in writes:
+        with pytest.raises(OSError, match=f"/a .*{words}"):
+            write()
+    with pytest.raises(OSError, match=f"/a .*{words}"), run.writing():  # as safetensors says it
+        raise RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
 
 
 def test_how_a_run_is_carried_out_may_change(tmp_path):
