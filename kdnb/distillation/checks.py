@@ -28,7 +28,7 @@ from kdnb.losses.methods import CHOICES, loss_weights
 from kdnb.models.vision import FeatureModel, outline, require_as_many_layers, require_pretrained
 from kdnb.models.weights import require_checkpoint
 from kdnb.params import TABLE, ParameterError, arguments_of
-from kdnb.runs import anchored, local_or_hub
+from kdnb.runs import anchored, local_or_hub, require_run_name
 from kdnb.text.text_data import TextData, require_labels
 
 # The sampling regime of each training notebook, and the parameters that belong to it.
@@ -43,17 +43,19 @@ def check_run(p: SimpleNamespace, notebook: str):
     """Refuse parameters that do not go together, or not with the cache.
 
     Args:
-        p: from `check_params`. notebook: a training notebook, `compare_regimes`, `precompute` or `soft_distill_text`.
+        p: from `check_params`. notebook: its name.
 
     Raises:
         ParameterError: one sentence a line for every fault.
     """
     if notebook == "soft_distill_text":
-        rules = [_precision, _sweep]
+        rules = [_text_run_name, _precision, _sweep]
+    elif notebook == "evaluate":
+        rules = [_run_name]
     elif notebook == "precompute":
         rules = [_source, *([_views, _teacher, _checkpoint, _stored_outputs] if p.cache_teacher_features else [])]
     else:
-        rules = [_dataset, _eval_split, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels, _loss]
+        rules = [_run_name, _dataset, _eval_split, _views, _teacher, _checkpoint, _student, _layers, _multicrop, _labels, _loss]
         rules += [_stored_outputs]
         rules += [_precision, _baseline, _held_out, _comparison] if notebook == "compare_regimes" else []
         rules += [_precision, _batch_norm, _shares, lambda p: _regime(p, notebook)] if notebook in SUBSETS else []
@@ -96,6 +98,15 @@ def _about(what: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{what}{error}") from None
+
+
+def _run_name(p: SimpleNamespace, outputs: str = "outputs"):
+    if (name := getattr(p, "run_name", None)) is not None:
+        require_run_name(name, outputs=outputs)
+
+
+def _text_run_name(p: SimpleNamespace):
+    _run_name(p, "outputs/student_soft_distill")
 
 
 def _dataset(p: SimpleNamespace):

@@ -49,13 +49,15 @@ def test_one_error_names_every_fault(p):
     changes = {
         "warmup_steps": 50, "processes": 3, "student": "cifar_resnet9", "feature_layers": [0, 1], "use_local_crops": True,
         "teacher_checkpoint": "nowhere.pth", "cache_teacher_features": True, "teacher_views": None, "dataset": None,
+        "run_name": "../elsewhere",
     }  # fmt: skip
     if not torch.cuda.is_available():
         changes["mixed_precision"] = "fp16"
         changes["batch_norm"] = "sync"
     found = faults(p, "train_fixed", **changes)
     words = [
-        "dataset is None", "cache_teacher_features is true, but with augmentation simple", "nowhere.pth does not exist",
+        "run_name is '../elsewhere'", "dataset is None",
+        "cache_teacher_features is true, but with augmentation simple", "nowhere.pth does not exist",
         "cifar_resnet9 is no model", "student_layers has 1 layers, feature_layers 2", "use_local_crops is true, but",
         "mixed_precision is fp16", "batch_norm is sync", "batch_size is 10, but 3 processes", "warmup_steps is 50, but training",
     ]  # fmt: skip
