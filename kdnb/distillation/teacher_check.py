@@ -7,7 +7,7 @@ import torch
 
 from kdnb.data.views import CleanTransform
 from kdnb.distillation.teacher import LiveTeacher, Teacher
-from kdnb.evaluation.statistics import accuracy_interval
+from kdnb.evaluation.statistics import accuracy_interval, format_accuracy
 from kdnb.losses import entropy, labels_fit
 
 WAYS = (
@@ -35,9 +35,7 @@ def check_head(teacher: Teacher, held_out):
         return measure_teacher(LiveTeacher(teacher.load()), held_out.batches(0), CleanTransform(size=index["image_size"]))
 
     scores = teacher.memoize("knowledge", index["fingerprint"], measure)
-    interval = "{:.3f} to {:.3f}".format(*accuracy_interval(scores["accuracy"], scores["examples"]))
-    shown = {name: f"{value:.4g}" for name, value in scores.items()} | {"accuracy": f"{scores['accuracy']:.3f} ({interval})"}
-    print("teacher's own head on held-out images, 95% interval: " + ", ".join(f"{name} {text}" for name, text in shown.items()))
+    print(f"teacher's own head on held-out images, 95% interval: {describe_logits(scores)}")
     require_better_than_chance(scores, head_is_random=teacher.head_is_random)
 
 
@@ -86,6 +84,13 @@ def measure_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, floa
     return {"accuracy": accuracy, "entropy": entropy(logits).item(), "chance": 1 / logits.shape[1], "examples": len(labels)}
 
 
+def describe_logits(scores: dict[str, float]) -> str:
+    """What `measure_logits` returns, in words, with the accuracy's 95% interval."""
+    shown = {name: f"{value:.4g}" for name, value in scores.items()}
+    shown["accuracy"] = format_accuracy(scores["accuracy"], int(scores["examples"]))
+    return ", ".join(f"{name} {text}" for name, text in shown.items())
+
+
 def require_better_than_chance(scores: dict[str, float], *, head_is_random: bool, ways: str = WAYS):
     """Refuse a teacher whose logits are noise: a new head, or an accuracy that chance explains (3 standard deviations).
 
@@ -98,8 +103,10 @@ def require_better_than_chance(scores: dict[str, float], *, head_is_random: bool
     chance, examples = scores["chance"], scores["examples"]
     limit = chance + 3 * math.sqrt(chance * (1 - chance) / examples)
     if head_is_random or scores["accuracy"] <= limit:
+        low, high = accuracy_interval(scores["accuracy"], int(examples))
         why = "its classification head was not in the checkpoint" if head_is_random else "that is chance level"
         raise ValueError(
-            f"the teacher is right on {scores['accuracy']:.1%} of {examples} held-out examples (chance: {chance:.1%}) and "
+            f"the teacher is right on {scores['accuracy']:.1%} of {examples} held-out examples (95% interval: {low:.1%} to "
+            f"{high:.1%}; chance: {chance:.1%}) and "
             f"{why}, so its soft targets would be noise; {ways}."
         )

@@ -33,7 +33,7 @@ def evaluate(
     probe_samples: int = 10_000, image_column: str | None = None, label_column: str | None = None, streaming: bool = False,
 ) -> Evaluation:  # fmt: skip
     """What every checkpoint of `run` is worth: linear probe, weighted k-NN and feature quality on frozen features, between the
-    floors (raw pixels, the untrained student) and the teacher.
+    floors (raw pixels, the random student) and the teacher.
 
     What was measured before, of the same weights on the same data, is read from outputs/cache_evaluation.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kdnb.evaluation.evaluator import Scores
-from kdnb.evaluation.statistics import accuracy_interval
+from kdnb.evaluation.statistics import format_accuracy
 from kdnb.evaluation.sweep import Planned
 from kdnb.files import write_atomically
 from kdnb.progress import choose_mode
@@ -66,7 +66,7 @@ class Evaluation(Table):
         return [line for line in self if line["model"] == "student"][-1]
 
     def curve(self, measure: str, *, over: str = "step") -> tuple[list, list]:
-        """`over` (or "images_seen") and a measure in the course of training, from the untrained student on."""
+        """`over` (or "images_seen") and a measure in the course of training, from the random student on."""
         students = [line for line in self if line["model"] in ("random student", "student") and line.get(measure) is not None]
         return [line[over] for line in students], [line[measure] for line in students]
 
@@ -126,10 +126,7 @@ def format_table(lines: Sequence[dict]) -> str:
 def format_accuracies(accuracies: Mapping[str, float], *, images: int) -> str:
     """What is measured, and a line for each linear probe's accuracy by name, with its 95% interval for so many test images."""
     lines = [f"accuracy of a linear probe on {images:,} held-out images, with the 95% interval (Wilson's) for that number"]
-    for name, value in accuracies.items():
-        low, high = accuracy_interval(value, images)
-        lines.append(f"{name:17s} {value:.3f} ({low:.3f} to {high:.3f})")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{name:17s} {format_accuracy(value, images)}" for name, value in accuracies.items()])
 
 
 def _cells(line: Mapping) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Is one regime better than another, or is it the seed? And how much of an accuracy is chance?
 
-But for `accuracy_interval`, everything works on the differences of n pairs and says what so few pairs can show: a sign-flip
-test of n pairs has no p-value below 2 / 2^n, so that five seeds can never reach 0.05. Cost: 2^n sums up to n = 16 (milliseconds).
+But for the interval of an accuracy, everything works on the differences of n pairs and says what so few pairs can show: a
+sign-flip test of n pairs has no p-value below 2 / 2^n, so that five seeds can never reach 0.05. Cost: 2^n sums up to n = 16
+(milliseconds).
 """
 
 import math
@@ -54,6 +55,16 @@ def accuracy_interval(accuracy: float, examples: int, *, confidence: float = 0.9
 
     interval = binomtest(round(accuracy * examples), examples).proportion_ci(confidence, method="wilson")
     return min(float(interval.low), accuracy), max(float(interval.high), accuracy)  # rounding may leave 1 out
+
+
+def format_accuracy(accuracy: float, examples: int) -> str:
+    """An accuracy on `examples` images or texts and, in brackets, its 95% interval.
+
+    Example:
+        >>> format_accuracy(289 / 297, 297)
+        '0.973 (0.948 to 0.986)'
+    """
+    return "{:.3f} ({:.3f} to {:.3f})".format(accuracy, *accuracy_interval(accuracy, examples))
 
 
 def paired_permutation_test(differences: Sequence[float], *, samples: int = 100_000, seed: int = 0) -> float:

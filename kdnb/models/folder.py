@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from operator import methodcaller
 from pathlib import Path
 
-from kdnb.evaluation.statistics import accuracy_interval
+from kdnb.evaluation.statistics import format_accuracy
 from kdnb.files import SUMS, Damaged, check_sums, set_aside, write_atomically, write_sums
 from kdnb.losses.methods import CHOICES, loss_weights
 from kdnb.models.weights import TimmModel
@@ -190,8 +190,7 @@ def model_card(config: Mapping, summary: Mapping, inputs: Mapping) -> str:
     images = summary.get("probe_test_images")  # not in the summaries of earlier versions
     scores = []
     for name, value in (summary.get("probe_accuracy") or {}).items():
-        interval = " ({:.3f} to {:.3f})".format(*accuracy_interval(value, images)) if images else ""
-        scores.append(f"| {name} | {value:.3f}{interval} |")
+        scores.append(f"| {name} | {format_accuracy(value, images) if images else f'{value:.3f}'} |")
     of = f"{images:,} held-out images (95% interval: Wilson's)" if images else "held-out images"
     table = [f"Accuracy of a linear probe on {of}:", "", "| features | accuracy |", "| --- | --- |", *scores]
     tags = ["knowledge-distillation", "timm"]

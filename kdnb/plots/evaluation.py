@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from kdnb.evaluation.statistics import format_accuracy
 from kdnb.plots.style import COLOURS, annotate_end, new_figure, reference_lines, set_title
 from kdnb.progress import format_number
 
@@ -161,7 +162,7 @@ def differences(intervals: Mapping[str, tuple[float, float, float]], *, points: 
 
 
 def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylabel: str, measure: str, examples: int):
-    """An accuracy for each pair of settings, {y: {x: value}}; the best one is framed, with its standard error over `examples`."""
+    """An accuracy for each pair of settings, {y: {x: value}}; the best one is framed, with its 95% interval over `examples`."""
     from matplotlib.patches import Rectangle
 
     rows, columns = list(values), list(next(iter(values.values())))
@@ -179,8 +180,7 @@ def heat_map(values: Mapping[float, Mapping[float, float]], *, xlabel: str, ylab
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes).set_label(measure, size=11)
-    error = np.sqrt(table.max() * (1 - table.max()) / examples)  # of a share of independent examples
-    finding = f"Best: {table.max():.3f} ± {error:.3f} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
+    finding = f"Best: {format_accuracy(table.max(), examples)} at {xlabel} {columns[best[1]]:g}, {ylabel} {rows[best[0]]:g}"
     set_title(axes, finding, width=max(40, 12 * len(columns)))
     return figure
 

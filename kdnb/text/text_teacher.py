@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from kdnb.distillation.optim import count_steps
-from kdnb.distillation.teacher_check import measure_logits, require_better_than_chance
+from kdnb.distillation.teacher_check import describe_logits, measure_logits, require_better_than_chance
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.evaluation.probe import fit_logistic
@@ -85,7 +85,7 @@ def check_teacher(
         model.head_is_random = False
     logits = zero_shot["validation"] if zero_shot else predict(model, data.validation, **size)
     scores = measure_logits(logits, data.validation.known_labels)
-    print("teacher on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    print(f"teacher on validation texts, 95% interval: {describe_logits(scores)}")
     require_better_than_chance(scores, head_is_random=model.head_is_random, ways=_WAYS)
     return zero_shot
 

@@ -72,7 +72,7 @@ def test_a_heat_map_frames_the_best_cell():
     assert bar.get_ylabel() == "accuracy"
     assert axes.images[0].get_array().tolist() == [[0.5, 0.6], [0.5, 0.8]]
     assert axes.patches[-1].get_xy() == (0.5, 0.5)
-    assert " ".join(axes.get_title(loc="left").split()) == "Best: 0.800 ± 0.020 at alpha 0.7, temperature 3"
+    assert " ".join(axes.get_title(loc="left").split()) == "Best: 0.800 (0.758 to 0.836) at alpha 0.7, temperature 3"
 
 
 def test_bars_carry_their_numbers():

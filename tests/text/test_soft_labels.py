@@ -203,7 +203,7 @@ def test_a_decoder_without_a_head_is_refused_and_has_three_ways_out(p, tmp_path,
         call(check_teacher, p, teacher, data)
     p.teacher_head = "linear"
     call(check_teacher, p, teacher, data)
-    assert "teacher on validation: accuracy" in capsys.readouterr().out
+    assert "teacher on validation texts, 95% interval: accuracy" in capsys.readouterr().out
     _, history = call(distil, p, data, teacher, run_of(tmp_path))  # two tokenizers, each with its own tokens
     assert len(history["steps"]) == 18
 
