@@ -10,6 +10,9 @@ import torch
 _SMALL = 2**20  # bytes below which the C library keeps memory itself
 _free: list[torch.Tensor] = []  # blocks that no tensor lies in, uint8
 _taking = Lock()
+# glibc gives blocks back to the system, and fetches them again, from 128 kB on, or once it has given back a larger one, from that
+# one's size on, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD): this one, never touched, raises the bound for all of torch.
+torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

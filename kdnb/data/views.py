@@ -94,9 +94,9 @@ class _Transform:
 
         `colours` is called with crops [n, 3, size, size], their dice and the numbers of their views, and changes them.
         """
-        numbers = np.repeat(views, len(ids))
+        (height, width), numbers = images.shape[2:], np.repeat(views, len(ids))
         u = uniform(self.seed, epoch, np.tile(ids, len(views)), numbers, range(_FLIP + 1 if colours is None else _STREAMS))
-        boxes = _random_boxes(u[:, :_FLIP], *images.shape[2:], scale, ratio)
+        boxes = _random_boxes(u[:, :_FLIP], height, width, scale, ratio)
         mirror = (u[:, _FLIP] < 0.5) & self.horizontal_flip
         change = colours and (lambda x, part: colours(x, u[part, _FLIP + 1 :], numbers[part]))
         return list(self._render(images, boxes, mirror, size, change).unflatten(0, (len(views), len(ids))))
