@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 _TIMES = ("data_wait_s", "step_s")
-_FETCH_S = 0.5  # seconds between two fetches of losses
+_FETCH_S = 0.1  # seconds between two fetches of losses
 _STEPS_TOGETHER = 10  # ... or steps, where several processes fetch together
 
 
@@ -65,7 +65,7 @@ class Metrics:
         self._steps.append(step)
 
     def due(self, *, stop: bool) -> bool:
-        """Whether to fetch now: on the wish to stop and every half a second; of several processes, all after as many steps."""
+        """Whether to fetch now: on the wish to stop, and after a while; of several processes, all after as many steps."""
         if self._processes > 1:
             return len(self._steps) == _STEPS_TOGETHER
         return stop or time.perf_counter() - self._fetched > _FETCH_S

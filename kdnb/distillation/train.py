@@ -101,7 +101,8 @@ def train(
     if 0 < given < 1 and distributed.rank() == 0:
         print(f"warmup_steps {given:g} is {warmup_steps:,} of {total_steps:,} steps", flush=True)
     student.to(accelerator.device)
-    optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate)
+    fused = accelerator.device.type in ("cpu", "cuda")  # one kernel for all weights, and no number of steps to look up
+    optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay), lr=learning_rate, fused=fused)
     if compile_student:
         student.compile()
     model, optimizer = accelerator.prepare(AllViews(_synchronised(student, batch_norm, accelerator)), optimizer)
