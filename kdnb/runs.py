@@ -80,7 +80,6 @@ def new_name(stem: str, *, outputs: str | Path = "outputs") -> str:
     """`stem`, the time, and a number where that is taken: a folder below `outputs` that was made just now, for nobody else."""
     first = f"{stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     require_run_name(first, outputs=outputs)
-
     names = itertools.chain([first], (f"{first}_{number}" for number in itertools.count(2)))
     return distributed.on_rank_0(lambda: next(name for name in names if _makes(anchored(outputs) / name)))
 
@@ -193,12 +192,12 @@ class Run:
         """Put the parameters into config.json: the run is bound to them once it holds work. To be called by who holds it."""
         for folder in {path.parent for path in self._leftovers()}:
             remove_temporary(folder)
-        config = self._known() or {"notebook": self.prefix, **environment_info()}
-        if config.get("parameters") != self._plain_parameters():
-            if gone := sorted(config.get("parameters", {}).keys() - self.parameters.keys() - _NAMES):
-                print(
-                    f"run {self.name}: {', '.join(gone)} of its config.json is no parameter any more, and is ignored", flush=True
-                )
+        config = self._known()
+        if config is None or config["parameters"] != self._plain_parameters():
+            if config is None or not self._holds_work():
+                config = {"notebook": self.prefix, **environment_info()}
+            elif gone := sorted(config["parameters"].keys() - self.parameters.keys() - _NAMES):
+                print(f"run {self.name}: {', '.join(gone)} in its config.json: no parameter any more, ignored", flush=True)
             self.write("config.json", config | {"parameters": self.parameters})
 
     def _known(self) -> dict | None:

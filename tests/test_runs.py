@@ -61,7 +61,7 @@ def test_parameters_that_came_or_went_since_do_not_end_a_run(tmp_path, capsys):
     with pytest.raises(ValueError, match="draw was None, now 'independent'"):  # of another notebook
         Run("a", now | {"draw": "independent"}, prefix="train_random", outputs=tmp_path)
     assert Run("a", now, prefix="train_fixed", outputs=tmp_path).resumed
-    assert "magic of its config.json is no parameter any more" in capsys.readouterr().out
+    assert "magic in its config.json: no parameter any more" in capsys.readouterr().out
     assert run.read("config.json")["parameters"] == now
 
 

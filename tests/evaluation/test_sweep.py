@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from kdnb import files
 from kdnb.distributed import Preempted
 from kdnb.evaluation import report, sweep
 from kdnb.params import TABLE
@@ -196,6 +197,7 @@ with only_process(Path(sys.argv[1]) / "cmp/.lock"):
 def test_a_second_job_waits_for_the_first_and_finds_what_it_has_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "anchored", lambda path: tmp_path)
     monkeypatch.setattr(sweep, "_start", lambda run, parallel: pytest.fail("it was executed twice"))
+    monkeypatch.setattr(files, "_PATIENCE", 1)  # as if the other job had the file for longer than a second
     (tmp_path / "cmp").mkdir()
     first = subprocess.Popen([sys.executable, "-c", _HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "held\n"
