@@ -240,6 +240,7 @@ def memoize(path: Path, compute: Callable[[], T]) -> T:
     """What the file `path` (.pt) holds; where it is missing or damaged, `compute()`, which is then written there.
 
     The result is tensors (read memory mapped) and plain values. Put what it depends on into the file's name, with `hash_of`.
+    Work goes on where the disk does not take it, with a line that says so.
 
     Example:
         >>> import tempfile
@@ -250,8 +251,11 @@ def memoize(path: Path, compute: Callable[[], T]) -> T:
     with contextlib.suppress(FileNotFoundError, Damaged):
         return read_tensors(path, mmap=True)
     result = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, result)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, result)
+    except OSError as error:
+        print(f"{path} cannot be kept, and is computed again the next time: {error.strerror or error}", flush=True)
     return result
 
 

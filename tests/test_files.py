@@ -87,5 +87,11 @@ def test_a_damaged_file_is_computed_again(tmp_path):
     assert memoize(path, lambda: 2) == 2 and memoize(path, lambda: 3) == 2
 
 
+def test_memoize_goes_on_where_the_disk_takes_nothing(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert memoize(tmp_path / "file" / "x.pt", lambda: 5) == 5
+    assert "x.pt cannot be kept, and is computed again the next time: " in capsys.readouterr().out
+
+
 def test_a_hash_does_not_depend_on_the_order_of_names():
     assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1}) != hash_of({"a": 1, "b": [3]})

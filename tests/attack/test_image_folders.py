@@ -30,8 +30,8 @@ NASTY = {
     "a text": lambda folder: (folder / "text.png").write_text("no picture"),
     "a picture that was cut": lambda folder: (folder / "cut.png").write_bytes(sorted(folder.glob("0*.png"))[0].read_bytes()[:60]),
     "a huge picture": lambda folder: write_huge(folder / "huge.png"),
-    "a name that is no UTF-8": lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.txt")).write_text(""),
-    "a name with a line break": lambda folder: (folder / "a\nb.txt").write_text(""),
+    "a name that is no UTF-8": lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png")).write_text(""),
+    "a name with a line break": lambda folder: (folder / "a\nb.png").write_text(""),
 }
 
 
