@@ -72,7 +72,14 @@ def require_multicrop(*, augmentation: str, use_local_crops: bool, image_size: i
 
 
 def build_student(
-    name: str, teacher, *, num_classes: int = 0, student_layers: Sequence[int] = (), seed: int = 0, **student_args
+    name: str,
+    teacher,
+    *,
+    num_classes: int = 0,
+    student_layers: Sequence[int] = (),
+    projection_width: int | None = None,
+    seed: int = 0,
+    **student_args,
 ) -> Student:
     """An untrained student for `teacher`, on the training device: any timm model, with projections to the teacher's widths.
 
@@ -84,6 +91,7 @@ def build_student(
         teacher: from `load_teacher`, or from `kdnb.distillation.teacher.open_teacher`.
         num_classes: width of a classification head, which soft targets and labels need (see `head_width`); 0 for none.
         student_layers: indices of its layers that imitate the teacher's `feature_layers`.
+        projection_width: of the hidden layer of the projection to the teacher's pooled features; None: it is linear.
         seed: decides its first weights, and nothing else does.
         student_args: keyword arguments of the architecture, such as width=8.
 
@@ -100,8 +108,11 @@ def build_student(
     set_seed(seed)
     model = build_model(name, num_classes=num_classes, **student_args)
     dims = {"layer_dims": teacher.layer_dims, "token_dim": teacher.token_dim if teacher.tokens else 0}
-    student = Student(model, teacher_dim=teacher.feature_dim, layers=tuple(student_layers), **dims)
-    student.made_with = {"student": name, "student_args": student_args, "student_layers": list(student_layers), "seed": seed}
+    student = Student(
+        model, teacher_dim=teacher.feature_dim, layers=tuple(student_layers), projection_width=projection_width, **dims
+    )
+    student.made_with = {"student": name, "student_args": student_args, "student_layers": list(student_layers)}
+    student.made_with |= {"projection_width": projection_width, "seed": seed}
     return student.to(find_device())
 
 

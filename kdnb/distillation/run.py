@@ -164,8 +164,8 @@ def build_pieces(p: SimpleNamespace, student: Student, teacher: Teacher) -> tupl
 def distill_parameters(p: SimpleNamespace, run: Run, *, regime: str = "full") -> Student:
     """Build the teacher and the student that a training notebook's parameters `p` name, and distil; returns the student."""
     teacher = open_teacher(**arguments_of(open_teacher, p))
-    shape = {"num_classes": head_width(teacher, **arguments_of(head_width, p)), "student_layers": p.student_layers}
-    student = build_student(p.student, teacher, seed=p.seed, **shape, **p.student_args)
+    width = head_width(teacher, **arguments_of(head_width, p))
+    student = build_student(p.student, teacher, num_classes=width, **arguments_of(build_student, p), **p.student_args)
     distill(student, teacher, p.cache_dir, **arguments_of(distill, p) | {"regime": regime, "run": run})
     return student
 

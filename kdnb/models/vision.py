@@ -257,7 +257,7 @@ class FeatureModel(nn.Module):
 
 
 class Student(nn.Module):
-    """A timm model with linear projections to the teacher's widths, which are dropped after training.
+    """A timm model with projections to the teacher's widths, which are dropped after training.
 
     Called with float images [B, 3, H, W] in [0, 1], it returns the dict of a `FeatureModel` with "features" [B, teacher_dim],
     "layers" and "tokens" projected, and the pooled features themselves as "embedding" [B, D]; "logits" are its own head's.
@@ -266,18 +266,22 @@ class Student(nn.Module):
         model: from `build_model`. teacher_dim: width of the teacher's pooled features.
         layers, layer_dims: intermediate layers of the student, and the widths of the teacher's that they imitate.
         token_dim: width of the teacher's tokens, to imitate them, too; 0 leaves them out.
+        projection_width: of the hidden layer between its pooled features and the teacher's; None: a linear projection.
     """
 
     made_with: dict  # the parameters that name it, where `build_student` returned it
 
     def __init__(
         self, model: TimmModel, *, teacher_dim: int, layers: Sequence[int] = (), layer_dims: Sequence[int] = (),
-        token_dim: int = 0,
+        token_dim: int = 0, projection_width: int | None = None,
     ):  # fmt: skip
         super().__init__()
         require_as_many_layers(layers, layer_dims)
         self.encoder = FeatureModel(model, layers=layers, tokens=token_dim > 0)
-        self.projection = nn.Linear(self.encoder.feature_dim, teacher_dim)
+        own = self.encoder.feature_dim
+        self.projection = (
+            nn.Linear(own, teacher_dim) if projection_width is None else two_layers(own, projection_width, teacher_dim)
+        )
         widths = zip(self.encoder.layer_dims, layer_dims, strict=True)
         self.layer_projections = nn.ModuleList(nn.Linear(own, teachers) for own, teachers in widths)
         self.token_projection = nn.Linear(self.encoder.token_dim, token_dim) if token_dim else None
@@ -298,6 +302,11 @@ class Student(nn.Module):
         if self.token_projection is not None:
             outputs["tokens"] = self.token_projection(outputs["tokens"])
         return outputs
+
+
+def two_layers(inputs: int, width: int, outputs: int) -> nn.Module:
+    """A projection with one hidden layer of `width`: what a linear one cannot reach need not change the features before it."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs))
 
 
 def require_as_many_layers(student_layers: Sequence, feature_layers: Sequence):

@@ -20,7 +20,7 @@ def p(make_cache, tmp_path):
         "shuffle": "all", "num_workers": 0, "persistent_workers": False, "teacher": "cifar_resnet8",
         "teacher_args": {"num_classes": 3, "width": 4}, "teacher_checkpoint": str(tmp_path / "teacher.pth"),
         "student": "cifar_resnet8", "student_args": {"width": 2}, "feature_layers": [1], "student_layers": [1], "loss": "mse",
-        "loss_args": None,
+        "loss_args": None, "projection_width": None,
         "temperature": 2.0, "alpha": 1.0, "augmentation": "simple", "crop_scale_min": 0.5, "horizontal_flip": True,
         "use_local_crops": False, "local_crops_number": 2, "local_crop_size": 4, "teacher_tokens": False,
         "cache_teacher_features": False,

@@ -4,11 +4,13 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kdnb import distill
 from kdnb.distillation import checks
 from kdnb.distillation.run import distill_parameters
 from kdnb.losses.methods import CHOICES
+from kdnb.models.vision import build_model
 from kdnb.params import TABLE, ParameterError
 from kdnb.runs import Run
 
@@ -46,6 +48,15 @@ def test_the_relations_of_the_students_own_features_are_learnt(p, tmp_path):
     first = distill_parameters(SimpleNamespace(**vars(p) | {"epochs": 1}), Run("b", vars(p) | {"epochs": 1}, outputs=tmp_path))
     assert student.projection.weight.equal(first.projection.weight)
     assert not student.model.conv1.weight.equal(first.model.conv1.weight)
+
+
+def test_a_projection_with_a_hidden_layer_is_trained_and_thrown_away(p, tmp_path):
+    p.projection_width, p.epochs = 12, 1
+    run = Run("a", vars(p), outputs=tmp_path)
+    student = distill_parameters(p, run)
+    assert [tuple(weight.shape) for weight in student.projection.parameters()] == [(12, 8), (12,), (16, 12), (16,)]
+    saved = build_model(str(run.folder / "final_model"))
+    assert all(torch.equal(value, student.model.state_dict()[name]) for name, value in saved.state_dict().items())
 
 
 @pytest.mark.parametrize("notebook", ["train_fixed", "compare_regimes"])
