@@ -310,7 +310,7 @@ class Run:
         with self.writing():
             write_tensors(path, state)
         for old in self.checkpoints()[: -keep if keep else 0]:
-            old.unlink()
+            set_aside(old) if old.is_dir() else old.unlink()
 
     def load_checkpoint(self) -> dict | None:
         """The newest checkpoint whose bytes are whole, on the CPU, or None where there is none. No object is unpickled.
