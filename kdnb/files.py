@@ -62,6 +62,11 @@ def disk_fault(error: OSError, *, choose: str, when_full: str) -> str:
     return f"cannot be written: {error.strerror or error}"
 
 
+def memory_bytes() -> int:
+    """Memory of this machine, used or not."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, about 1 GB/s."""
     with open(path, "rb") as file:

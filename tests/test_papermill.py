@@ -22,7 +22,7 @@ def papermill(notebook: str, out: Path, *arguments: str) -> subprocess.Completed
     "arguments, sentence",
     [
         (["-p", "fixed_shard", "25"], "train_fixed has no parameter fixed_shard (given: 25); did you mean fixed_shards?"),
-        (["-p", "batch_size", "0"], "batch_size is 0; allowed is a whole number of at least 1"),
+        (["-p", "batch_size", "0"], "batch_size is 0; allowed is a whole number from 1 to"),
         (["-p", "fixed_shards", "99"], "fixed_shards is 99, but the cache holds 32 shards"),
         (["-p", "dataset", "none/such", "-p", "cache_dir", "nowhere"], "Index file not found: "),
     ],

@@ -39,11 +39,12 @@ from kdnb.data.cache import (
 )
 from kdnb.data.decode import UnreadableImage, decode_all
 from kdnb.data.keyed import permutation
-from kdnb.files import disk_fault, remove_temporary, write_json
+from kdnb.files import disk_fault, memory_bytes, remove_temporary, write_json
 from kdnb.progress import format_bytes
 
 SOURCE_FILES = "source_files.json"  # rows of the files that a stream has gone through
 _REPORT_EVERY = 64  # images between two calls of progress
+_SAVE_EVERY = 2  # seconds between two indexes while shards are made; a whole shard that none lists yet is found by its name
 _log = logging.getLogger(__name__)
 
 
@@ -156,6 +157,7 @@ class CacheWriter:
         self.entries = {number: entry for number, entry in entries.items() if covered(entry) == self.planned(number)}
         self._pixels: torch.Tensor | None = None
         self._progress, self._before, self._made, self._written = None, 0, 0, 0  # images stored before and now, bytes now
+        self._saved = 0.0  # when the index was, by time.monotonic
 
     def _first_meta(self) -> dict | None:
         for path in find_shards(self.folder).values():
@@ -244,12 +246,13 @@ class CacheWriter:
         index = self.index()
         with writing(self.folder):
             if self.parts > 1:
-                if index != self._listed and (self._on_disk is None or self.missing()):
+                if index != self._listed and (self._on_disk is None or self._made or self.missing()):
                     write_json(part_index(self.folder, self.part, self.parts), index)
                     self._listed = index
             elif index != self._on_disk and (self.entries or self._on_disk):
                 write_index(self.folder, index)
                 self._on_disk = index
+        self._saved = time.monotonic()
 
     def fill(self, progress=None, *, num_workers: int, on_unreadable: str):
         """Decode and store what is missing, and bring the index up to date."""
@@ -262,9 +265,14 @@ class CacheWriter:
             self.save()  # before the work: shards that are made again must not be listed meanwhile
             self._progress, self._before = progress, sum(map(covered, self.entries.values()))
             size, side, mode = (self.facts[name] for name in ("shard_size", "image_size", "resize"))
-            with contextlib.closing(decode_all(self._items(), side, mode, num_workers=num_workers)) as decoded:
-                for number, images in itertools.groupby(decoded, key=lambda image: image[0][0] // size):
-                    self._store(number, images, on_unreadable)
+            try:
+                with contextlib.closing(decode_all(self._items(), side, mode, num_workers=num_workers)) as decoded:
+                    for number, images in itertools.groupby(decoded, key=lambda image: image[0][0] // size):
+                        self._store(number, images, on_unreadable)
+            except BaseException:
+                with contextlib.suppress(OSError):  # of a full disk, say, which is raised already
+                    self.save()
+                raise
             if self.parts == 1 and (self.total is None or self.stored_until() < self.total):
                 self.total = self.known = self.stored_until()  # the stream has ended
         self.save()
@@ -330,7 +338,8 @@ class CacheWriter:
         }
         with writing(self.folder):
             self.entries[number] = write_shard(self.folder, number, meta=self.facts | {"unreadable": unreadable}, **content)
-        self.save()
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save()
         self._written += self.entries[number]["bytes"]
         self._report()
 
@@ -356,13 +365,20 @@ def _as_stored(images: torch.Tensor, facts: dict) -> torch.Tensor:
 
 
 def check_space(folder: Path, rows: int, *, shards: int, image_size: int, storage: str) -> str:
-    """A sentence on so many images to come; CacheError where the folder cannot be written, or its disk has less than that left.
+    """A sentence on so many images to come; CacheError where the folder cannot be written, its disk has less than that
+    left, or no memory holds a shard.
 
     A folder that is not there yet is made below the nearest one that is.
     """
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise CacheError(f"{there} is read-only for this user; choose another cache_dir.")
+    largest, memory = -(-rows // max(shards, 1)), memory_bytes()
+    if (shard := 3 * image_size * image_size * largest) > memory:
+        raise CacheError(
+            f"a shard of {largest:,} images of {image_size}x{image_size} takes {format_bytes(shard)} of memory, and this machine "
+            f"has {format_bytes(memory)}; choose a smaller cache_shard_size or image_size."
+        )
     needed = rows * (3 * image_size * image_size * STORAGE_DTYPES[storage].itemsize + 16) + 4096 * shards
     free = shutil.disk_usage(there).free
     what = f"{rows:,} images of {image_size}x{image_size} in {storage}"

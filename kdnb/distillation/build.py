@@ -4,7 +4,6 @@ Keyword arguments are the notebooks' parameters, so that `build_views(index, **p
 """
 
 import inspect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.views import CleanTransform, FastMultiCropTransform, RepeatedViews, SimpleTransform
 from kdnb.distillation.teacher_check import check_head, feature_statistics, first_features
 from kdnb.distributed import find_device
+from kdnb.files import memory_bytes
 from kdnb.losses import DistillationLoss, fit_phi_s, labels_fit
 from kdnb.losses.methods import CHOICES
 from kdnb.losses.mix import STANDARDISED
@@ -148,7 +148,7 @@ def require_student(
     model = outline(student, **student_args)
     if model is None:
         return
-    needed, memory = 16 * count_parameters(model), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, memory = 16 * count_parameters(model), memory_bytes()
     if needed > memory:  # float32 weights, their gradients and two moments
         have = f"{student} has {count_parameters(model):,} weights with student_args {student_args}; training them"
         raise ValueError(f"{have} takes {format_bytes(needed)}, and this machine has {format_bytes(memory)} of memory.")

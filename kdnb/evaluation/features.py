@@ -143,7 +143,10 @@ def check_labels(labels: torch.Tensor | None, rows: int, num_classes: int | None
 
 
 def check_pair(train: Features, test: Features, num_classes: int | None) -> int:
-    """Refuse a pair that cannot be fitted and tested; returns the number of classes: `num_classes`, or as `train` has them."""
+    """Refuse a pair that cannot be fitted and tested; returns the number of classes: `num_classes`, or as the labels have them.
+
+    Few rows to train on may lack a class that is tested: it is never predicted, and counts as wrong.
+    """
     for name, part in (("train", train), ("test", test)):
         check_features(part.features, name)
     if train.features.shape[1] != test.features.shape[1]:
@@ -151,9 +154,8 @@ def check_pair(train: Features, test: Features, num_classes: int | None) -> int:
             f"train features are {train.features.shape[1]} wide and test features {test.features.shape[1]}; "
             "both must come from the same model."
         )
-    classes = check_labels(train.labels, len(train.features), num_classes, "train", several=True)
-    check_labels(test.labels, len(test.features), classes, "test")
-    return classes
+    trained = check_labels(train.labels, len(train.features), num_classes, "train", several=True)
+    return max(trained, check_labels(test.labels, len(test.features), num_classes, "test"))
 
 
 def stratified_split(labels: torch.Tensor, *, fraction: float, seed: int) -> torch.Tensor:

@@ -44,7 +44,7 @@ def knn_classify(
 
     Args:
         train, test: features float32 [N, D] and [M, D] with labels int64 [N] and [M], see `extract_features`.
-        num_classes: None: one more than the largest label of `train`. device: where the similarities are computed.
+        num_classes: None: one more than the largest label. device: where the similarities are computed.
 
     Raises:
         ValueError: k outside 1..N, labels missing or out of range, one class only, other widths, values not finite.

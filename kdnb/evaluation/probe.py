@@ -65,7 +65,7 @@ def linear_probe(
 
     Args:
         train, test: features float32 [N, D] and [M, D] with labels int64 [N] and [M], see `extract_features`.
-        num_classes: None: one more than the largest label of `train`. l2_grid: strengths to choose from.
+        num_classes: None: one more than the largest label. l2_grid: strengths to choose from.
         device: of the fit; the CPU where that has no float64, as Apple's MPS. max_iter: of the last fit.
 
     Raises:

@@ -19,6 +19,7 @@ import torch
 from caches import images_offset
 from PIL import Image
 
+from kdnb.data import cache_writer
 from kdnb.data.cache import open_shard, read_index, shard_name, verify, write_index
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.decode import UnreadableImage, decode, resize
@@ -317,7 +318,8 @@ class Watcher:
             self.seen.append([entry["number"] for entry in read_index(self.folder)["shards"]])
 
 
-def test_what_the_index_lists_is_whole_at_every_moment(tmp_path):
+def test_what_the_index_lists_is_whole_at_every_moment(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_writer, "_SAVE_EVERY", -1)
     watchers = [Watcher(tmp_path) for _ in range(3)]
     fill(pictures(200), tmp_path, cache_shard_size=100, max_samples=150, progress=watchers[0])
     (tmp_path / shard_name(0)).write_bytes(b"broken")
@@ -325,6 +327,26 @@ def test_what_the_index_lists_is_whole_at_every_moment(tmp_path):
     fill(pictures(200), tmp_path, cache_shard_size=100, progress=watchers[2])
     # A shard that is damaged, or short and about to grow, is not listed until it has been made again.
     assert [watcher.seen for watcher in watchers] == [[[0], [0], [0, 1]], [[1], [0, 1]], [[0], [0, 1]]]
+
+
+def test_the_index_is_not_written_for_every_shard_and_whole_all_the_same(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(cache_writer, "write_index", lambda *args: written.append(args) or write_index(*args))
+    monkeypatch.setattr(cache_writer, "_SAVE_EVERY", 3600)
+    index = fill(pictures(20), tmp_path, cache_shard_size=1)
+    assert len(index["shards"]) == 20 and len(written) == 1
+    some = [png(i) for i in range(10)]
+    some[6] = b"broken"
+    with pytest.raises(UnreadableImage):
+        fill(Pictures(some), tmp_path / "stopped", cache_shard_size=1, on_unreadable="refuse")
+    assert [entry["number"] for entry in read_index(tmp_path / "stopped")["shards"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_shard_that_no_memory_holds_is_refused_before_the_first_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_writer, "memory_bytes", lambda: 700)
+    with pytest.raises(CacheError, match="a shard of 4 images of 8x8 takes 768 B of memory, and"):
+        fill(pictures(10), tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_progress_says_how_far(tmp_path):
@@ -469,11 +491,11 @@ def test_a_stream_has_no_order_to_permute_and_may_be_empty(tmp_path):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"image_size": 0}, "image_size is 0; allowed is a whole number of at least 1"),
+        ({"image_size": 0}, "image_size is 0; allowed is a whole number from "),
         ({"image_size": "eight"}, "image_size is 'eight'; allowed is a whole number"),
-        ({"cache_shard_size": 0}, "cache_shard_size is 0; allowed is a whole number of at least 1"),
-        ({"max_samples": 0}, "max_samples is 0; allowed is a whole number of at least 1, or None"),
-        ({"permutation_seed": -1}, "permutation_seed is -1; allowed is a whole number of at least 0, or None"),
+        ({"cache_shard_size": 0}, "cache_shard_size is 0; allowed is a whole number from "),
+        ({"max_samples": 0}, "max_samples is 0; allowed is a whole number from .*, or None"),
+        ({"permutation_seed": -1}, "permutation_seed is -1; allowed is a whole number from .*, or None"),
         ({"num_workers": -1}, "num_workers is -1; allowed is a whole number from 0"),
         ({"num_workers": True}, "num_workers is True"),
         ({"storage": "bfloat16"}, "storage is 'bfloat16'; allowed is one of uint8, float16, float32"),

@@ -150,13 +150,14 @@ def features(rows=4, width=2, labels=(0, 1, 2, 1)):
 def test_a_good_pair_gives_the_number_of_classes():
     assert check_pair(features(), features(labels=(0, 0, 0, 0)), None) == 3
     assert check_pair(features(), features(), 10) == 10
+    assert check_pair(features(labels=(0, 1, 1, 0)), features(), None) == 3  # a class that few training rows lack
 
 
 @pytest.mark.parametrize("train, test, classes, message", [
     (features(labels=None), features(), None, "train features have no labels"),
     (features(), features(labels=None), None, "test features have no labels"),
     (features(labels=(1, 1, 1, 1)), features(), None, "train labels are all 1; at least two classes"),
-    (features(labels=(0, 1, 1, 0)), features(), None, "test labels go from 0 to 2; allowed is 0 to 1"),
+    (features(labels=(0, 1, 1, 0)), features(), 2, "test labels go from 0 to 2; allowed is 0 to 1"),
     (features(labels=(0, -1, 1, 0)), features(), 5, "train labels go from -1 to 1; allowed is 0 to 4"),
     (features(labels=(0, 1)), features(), None, r"train labels have shape \[2\], but there are 4 rows"),
     (features(width=3), features(), None, "train features are 3 wide and test features 2"),
