@@ -19,14 +19,15 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from kdnb.data.cache import Fault
-from kdnb.data.cache_writer import CacheError, writing
+from kdnb.data.cache_writer import CacheError, only_writer, writing
 from kdnb.data.reader import ShardReader
-from kdnb.files import Damaged, read_json, set_aside, write_json
+from kdnb.files import Damaged, read_json, set_aside, write_atomically, write_json
 
 _MAGIC = b"kdnbans1"
 _HEADER = 4096  # bytes, of which the records begin after
@@ -208,26 +209,19 @@ def _belongs(header: bytes, facts: dict) -> bool:
 
 
 def _create(path: Path, facts: dict, size: int):
-    """Make the file whole under another name and link it in: of two that make it at once, both then use the first one.
-
-    `files.write_atomically` would put the second one in the place of the first, with the rows that it has by then.
-    """
+    """Make the file whole, unless another process has just made it, and remove what a killed one left of such a file."""
     header = _MAGIC + json.dumps(facts).encode()
     if len(header) > _HEADER:
         raise ValueError(f"what {path} belongs to takes {len(header)} bytes, more than {_HEADER}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(header.ljust(_HEADER, b"\0"))
-            file.flush()
-            _allocate(file.fileno(), size)
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def fill(file: BinaryIO):
+        file.write(header.ljust(_HEADER, b"\0"))
+        file.flush()
+        _allocate(file.fileno(), size)
+
+    with only_writer(path.parent, part=0, parts=1):  # of two that make it at once, both then use the first one's
+        if not path.exists():
+            write_atomically(path, fill)
 
 
 def _allocate(descriptor: int, size: int):

@@ -133,6 +133,14 @@ def test_two_that_make_the_same_file_at_once_lose_nothing(cache, tmp_path):
     assert store_of(tmp_path / "a", cache[0]).read(np.arange(100, 110), 0)[1].all()
 
 
+def test_what_a_kill_left_of_a_file_goes_when_the_file_is_made(cache, tmp_path):
+    left = tmp_path / "a/view_000/.answers_shard_00000.bin.1a2b3c4d.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    store_of(tmp_path / "a", cache[0]).write(np.arange(100, 105), 0, rows_of(np.arange(100, 105)))
+    assert [path.name for path in left.parent.iterdir()] == ["answers_shard_00000.bin"]
+
+
 def codec(**changes) -> OutputCodec:
     return OutputCodec(**{"feature_dim": 4, "num_classes": 3, "storage": "float32"} | changes)
 
