@@ -14,7 +14,7 @@ HERS = {  # what she writes instead: a teacher of her own, and smaller
 }
 
 
-def test_eight_lines(tmp_path, bring_photos, walk):
+def test_seven_lines(tmp_path, bring_photos, walk):
     bring_photos(tmp_path)
     (script,) = re.findall(r"```python\n(import kdnb\n.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     for theirs, hers in HERS.items():
