@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,13 @@ def _say_shares(subset: dict, order: Order):
     for name, value in subset.items():
         if isinstance(value, float) and value < 1 and distributed.rank() == 0:
             what = f"{order.num_samples:,} images" if name == "samples_per_epoch" else f"{len(order.shard_sizes)} shards"
-            print(f"{name} {value:g} is {getattr(order, name):,} of {what}", flush=True)
+            _say_once(f"{name} {value:g} is {getattr(order, name):,} of {what}")
+
+
+@cache
+def _say_once(line: str):
+    """Print `line`, which several loaders of a run would."""
+    print(line, flush=True)
 
 
 class EpochLoader(EpochPlan):

@@ -70,6 +70,7 @@ def open_source(
     table = {"image_column": image_column, "label_column": label_column, "streaming": streaming}
     require_dataset(dataset)
     dataset, path = str(dataset), anchored(dataset)
+    require_there(dataset)
     listing = _list_files(path) if dataset != "digits" and path.is_dir() else None
     tabular = dataset != "digits" and (listing is None or listing.has_parquet)
     for name, value in table.items():
@@ -118,6 +119,16 @@ def require_dataset(dataset: str | Path | None):
         raise ValueError(
             f"dataset is {dataset!r}; allowed are 'digits', a folder of images, a Parquet file (.parquet) or a folder "
             "with such files, or a name on the Hugging Face Hub."
+        )
+
+
+def require_there(dataset: str):
+    """Refuse a path, which cannot be a name on the Hub, where nothing lies: ValueError."""
+    path = dataset.startswith((".", "/", "~")) or dataset.endswith("/") or dataset.count("/") > 1
+    if path and not anchored(dataset).exists():
+        raise ValueError(
+            f"dataset is {dataset!r}, but there is no file or folder {anchored(dataset)}; give one that is there, or 'digits', or a "
+            "name on the Hugging Face Hub."
         )
 
 

@@ -102,8 +102,7 @@ def check_hub(name: str, *, alias: str | None = None, builtin: str = "digits"):
         short = f"{alias!r} (short for {name})" if alias not in (None, name) else repr(name)
         raise ValueError(
             f"dataset is {short}, which is no file or folder here, and it could not be found on the Hugging Face Hub ({reason}); "
-            f"give an existing path, a Hub name (owner/name) and a network that reaches huggingface.co, or {builtin!r}, which "
-            f"needs neither; {WITHOUT_NETWORK}, and set HF_HUB_OFFLINE=1."
+            f"give an existing path, or {builtin!r}{f'; {WITHOUT_NETWORK}' if '/' in name else ''}."
         ) from error
 
 

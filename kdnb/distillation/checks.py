@@ -14,7 +14,7 @@ from kdnb.data.cache_writer import CacheError, check_space
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.order import EpochPlan, Order, even_shards, require_equal_shares
 from kdnb.data.prepare import held_out_share, naming_eval_split
-from kdnb.data.sources import HELD_OUT, is_local, is_table, open_source, open_source_of, require_dataset
+from kdnb.data.sources import HELD_OUT, is_local, is_table, open_source, open_source_of, require_dataset, require_there
 from kdnb.data.splits import NoSplit
 from kdnb.distillation import build
 from kdnb.distillation.optim import count_steps, count_warmup_steps, precision_for, require_batch_norm
@@ -116,6 +116,7 @@ def _dataset(p: SimpleNamespace):
 def _source(p: SimpleNamespace):
     """The images to be stored, and room for them where they can be counted without a copy."""
     _dataset(p)
+    require_there(p.dataset)
     if is_local(p.dataset):
         as_it_is = {"streaming": p.streaming or is_table(p.dataset)}  # without the copy that `datasets` makes
         source = open_source_of(**arguments_of(open_source_of, p) | as_it_is, cache_dir=p.cache_dir, dataset=p.dataset)
@@ -127,7 +128,10 @@ def _source(p: SimpleNamespace):
 
 def _eval_split(p: SimpleNamespace):
     """The held-out split, or the part that the cache holds out, or will hold out where there is none yet."""
-    if p.eval_split is None or not p.dataset or not is_local(p.dataset):
+    if p.eval_split is None or not p.dataset:
+        return
+    require_there(p.dataset)
+    if not is_local(p.dataset):
         return
     cached = _cached_shards(p) is not None
     share = held_out_share(p.cache_dir, p.dataset) if cached else TABLE["precompute"]["held_out"].default

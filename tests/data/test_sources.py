@@ -468,6 +468,13 @@ def test_wrong_splits_list_what_there_is(tree, tmp_path):
     assert open_source(str(path), split="test").num_images == open_source(str(path)).num_images == 5
 
 
+@pytest.mark.parametrize("path", ["photos/", "./photos", "../x", "/no/where", "a/b/c"])
+def test_a_folder_that_is_not_there_is_a_sentence_and_no_name_of_the_hub(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^dataset is '{path}', but there is no file or folder /.*; give one that is there"):
+        open_source(path)
+
+
 def test_what_is_no_dataset_is_a_sentence(tmp_path):
     (tmp_path / "data.csv").write_text("a,b")
     (tmp_path / "empty").mkdir()

@@ -111,6 +111,13 @@ def test_models_and_splits_are_asked_what_they_take(p, changes, sentence):
     assert sentence in found
 
 
+def test_images_that_are_not_there_are_missed_by_whoever_reads_them(p):
+    assert faults(p, "train_fixed", dataset="gone/") == []  # the cache is there
+    for notebook in ("precompute", "train_fixed"):
+        (found,) = faults(p, notebook, dataset="gone/", eval_split="test")
+        assert found.startswith("dataset is 'gone/', but there is no file or folder ")
+
+
 def test_images_and_outputs_need_room(p, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     (found,) = faults(p, "precompute", cache_dir="nowhere", cache_teacher_features=True)
