@@ -127,8 +127,8 @@ def require_there(dataset: str):
     path = dataset.startswith((".", "/", "~")) or dataset.endswith("/") or dataset.count("/") > 1
     if path and not anchored(dataset).exists():
         raise ValueError(
-            f"dataset is {dataset!r}, but there is no file or folder {anchored(dataset)}; give one that is there, or 'digits', or a "
-            "name on the Hugging Face Hub."
+            f"dataset is {dataset!r}, but there is no file or folder {anchored(dataset)}; give one that is there, or 'digits', "
+            "or a name on the Hugging Face Hub."
         )
 
 

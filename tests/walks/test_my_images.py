@@ -8,8 +8,13 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pytest
+from PIL import Image
 
+from kdnb.data.precompute import precompute
 from kdnb.data.reader import ShardReader
+from kdnb.distillation.checks import check_run
+from kdnb.fetch import read_params
 
 SIZES = {"image_size": 32, "epochs": 2}  # smaller than in the file
 TEACHER = {"teacher": "resnet10t", "teacher_checkpoint": "teacher.pt"}
@@ -55,3 +60,19 @@ def test_three_commands_and_no_failure(project, bring_photos, walk):
     for name in ("train_fixed", "evaluate"):
         assert "WARNING: a probe of the teacher's features is right on" in printed[name]
     assert "better than raw pixels: False" in printed["evaluate"]
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (1, 2, 40)], ids=str)
+def test_a_dozen_pictures_are_enough_and_classes_may_be_uneven(project, monkeypatch, counts):
+    """What the first cells of precompute and of the training check, with the file as it is."""
+    monkeypatch.chdir(project)
+    for number, count in enumerate(counts):
+        (project / f"photos/{number}").mkdir(parents=True)
+        for picture in range(count):
+            Image.new("L", (20, 30), 60 * number).save(project / f"photos/{number}/{picture}.jpg")
+    given = {"dataset": "photos", "teacher": "resnet10t", "image_size": 8}
+    for notebook in ("precompute", "train_fixed"):
+        _, p = read_params(project / "params/my_images.yaml", notebook=notebook, changes=given)
+        check_run(p, notebook)
+        if notebook == "precompute":
+            precompute("photos", p.cache_dir, progress=False, **p.of(precompute))
