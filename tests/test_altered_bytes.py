@@ -18,6 +18,7 @@ from kdnb.data.cache import BrokenIndex, ShardError, adopt_shard, open_shard, re
 from kdnb.data.cache_writer import CacheError
 from kdnb.data.datasets import CachedTensorDataset
 from kdnb.data.reader import ShardReader
+from kdnb.distillation.teacher_model import builtin_teacher
 from kdnb.distillation.teacher_outputs import TeacherCache
 from kdnb.files import SUMS, Damaged, memoize, read_json, read_tensors, write_json, write_tensors
 from kdnb.models.folder import is_whole, load_model, save_model
@@ -238,3 +239,12 @@ def test_a_shard_that_was_shortened_is_said_before_the_epoch(cache):
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ShardError, match="images_shard_00001.pt has .* bytes where the index says"):
         data.set_epoch(1)
+
+
+def test_the_built_in_teacher_is_written_again_from_its_checkpoint(tmp_path, digits_teacher, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_teacher, tmp_path / "outputs/teacher_digits")
+    path = tmp_path / "outputs/teacher_digits/final_model/model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert builtin_teacher() == path.parent and is_whole(path.parent) and path.read_bytes() == good
