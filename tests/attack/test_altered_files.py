@@ -52,12 +52,19 @@ def replace_by_payload(path: Path, rng: random.Random):
 
 # How a file is altered, how the table calls that, and which files.
 ATTACKS = {
-    flip: ("a byte flipped in", lambda path: path.stat().st_size > 0),
+    flip: ("a byte flipped", lambda path: path.stat().st_size > 0),
     cut: ("cut", lambda path: path.stat().st_size > 0),
     replace_by_folder: ("a folder in its place", lambda path: True),
     replace_by_loop: ("a loop of links in its place", lambda path: True),
     replace_by_payload: ("a pickled payload in", lambda path: path.suffix in (".pt", ".npy")),
 }
+
+
+# What the table calls files whose path has these words, the first that fits.
+GROUPS = {
+    r"/checkpoints/": "checkpoints and records of runs", r"_model/": "saved models", r"images_shard|index": "shards and indexes",
+    r"answers": "stored teacher outputs", r"small_text": "text models made here", r"\.pt": "kept results", r"": "facts of runs",
+}  # fmt: skip
 
 
 def kind_of(path: Path) -> str:
@@ -85,5 +92,5 @@ def test_altered_files_are_found_or_healed(attack, templates, alter):
         outcome = verdict(ended, undisturbed, path, was=was)
         if (attack.project / "executed").exists():
             outcome = "silent"
-        row = f"{called} {kind.removeprefix('outputs/')}" if alter is flip else called
-        attack.count(row, outcome, f"{path.relative_to(attack.project)}: {differing(ended, undisturbed)}")
+        group = next(name for words, name in GROUPS.items() if re.search(words, kind))
+        attack.count(f"{called}: {group}", outcome, f"{path.relative_to(attack.project)}: {differing(ended, undisturbed)}")
