@@ -4,7 +4,7 @@ Everything is built from gathers, element-by-element arithmetic and sums of inte
 is no matrix product, convolution or sum of floats, whose kernels choose their order of summation by the batch's shape. What
 a sample becomes is therefore bitwise independent of the samples beside it, of the number of threads, of TF32 and of autocast.
 On a CPU this is the fastest way as well, as long as what is worked on fits into the processor's cache: cut a batch with
-`parts`. Crop, resize and normalise 64 images at 224x224 on 2 threads: 36 ms.
+`parts`. Half of a crop's time goes into gathering columns, pixel by pixel.
 
 Functions whose name ends in an underscore change their argument and return it. Colours are in [0, 1].
 """
