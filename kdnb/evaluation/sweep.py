@@ -71,8 +71,8 @@ def plan_runs(
         raise ValueError(
             f"subset_shards is {subset_shards}, but the cache holds {len(shards)} shards; choose 1 to {len(shards)}."
         )
+    subset_shards = int(subset_shards) or max(round(subset_shards * len(shards)), 1)
     drawn = Order(shard_sizes=tuple(shards), regime="random", shards_per_epoch=subset_shards)
-    subset_shards = drawn.shards_per_epoch or len(shards)
     smallest = drawn.smallest_epoch  # the last shard may be short
     possible = smallest // (batch_size * training["gradient_accumulation_steps"])
     steps = possible if cap is None else min(possible, cap)
