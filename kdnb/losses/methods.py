@@ -1,6 +1,7 @@
 """The one table of losses: what each compares, what it needs, where it is from. docs/losses.md shows it."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -87,7 +88,7 @@ def loss_weights(loss: str, loss_args: Mapping | None) -> dict[str, float]:
         if name not in weights:
             takes = f"takes {', '.join(weights)}" if weights else "takes none"
             raise ValueError(f"loss_args has {name}, but loss is {loss}, which {takes}; leave it out.")
-        fine = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         in_range(f"{name} in loss_args", value, fine, "a number of at least 0")
     return {**weights, **given}
 

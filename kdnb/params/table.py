@@ -127,7 +127,7 @@ _SECTIONS = {
         _p("student_layers", list[int], [], "the student's layers that imitate feature_layers"),
         _p("teacher_tokens", bool, False, "imitate (and store) the teacher's patch tokens; the student needs as many", IMAGES),
         _p("projection_width", int, None, "hidden layer of the projection to the teacher's features; None: it is linear", low=1,
-           optional=True),
+           high=65_536, optional=True),
         _p("loss", str, "mse", "what is imitated: mse (standardised features), cosine, soft_targets ... (docs/losses.md)",
            choices=("mse", "cosine", "cosine_smooth_l1", "phi_s", "relational", "similarity", "probabilistic", "soft_targets",
                     "logit_standardised", "decoupled", "dist", "normalised")),
