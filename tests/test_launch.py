@@ -1,5 +1,6 @@
 """A run trained by processes that a cell starts: what it prints, what it leaves, how it fails."""
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from kdnb import papermill
+from kdnb import files, papermill
 from kdnb.distributed import Preempted
 from kdnb.runs import Run
 
@@ -57,6 +58,26 @@ def test_rank_0_is_followed_and_the_run_is_the_notebooks_own(start, capsys):
 def test_a_failure_is_told_with_the_last_lines(start):
     with pytest.raises(RuntimeError, match="2 processes failed on r; the end of their output: noise"):
         start(3)
+
+
+def test_a_second_job_that_would_train_the_same_run_is_told_who_does(start, monkeypatch):
+    monkeypatch.setattr(files, "_PATIENCE", 1)
+    run, _ = start(0)
+    ready, done = (multiprocessing.get_context("fork").Event() for _ in range(2))
+    holder = multiprocessing.get_context("fork").Process(target=_hold, args=(run, ready, done))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(RuntimeError, match=f"run r is held by process {holder.pid} on "):
+        start(0)
+    done.set()
+    holder.join()
+    start(0)
+
+
+def _hold(run, ready, done):
+    with run.only_job(".processes.lock"):
+        ready.set()
+        done.wait(60)
 
 
 @pytest.fixture
