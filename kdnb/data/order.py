@@ -12,11 +12,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from kdnb.data.keyed import permutation, random_words
+from kdnb.params import checked
 
 REGIMES = ("full", "random", "fixed")
-SHUFFLES = ("none", "within_shards", "all")
-DRAWS = ("independent", "dealt")
-CHOICES = ("first", "seeded")
 _DRAW, _CHOOSE, _SHUFFLE = 1, 2, 3  # separate streams: the same seed never serves two purposes
 
 
@@ -57,12 +55,11 @@ class Order:
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in (("regime", REGIMES), ("shuffle", SHUFFLES), ("draw", DRAWS), ("fixed_choice", CHOICES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
-        for name in ("random_subset_seed", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a seed must be 0 or larger.")
+        if self.regime not in REGIMES:
+            raise ValueError(f"regime is {self.regime!r}; allowed are {', '.join(REGIMES)}.")
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in checked(given, "train_random", "train_fixed").items():
+            object.__setattr__(self, name, value)  # which a frozen dataclass does so in its own __post_init__
         if self.regime == "fixed":
             self._check_count("fixed_shards", len(self.shard_sizes), "shards")
         if self.regime == "random":
@@ -80,7 +77,7 @@ class Order:
         value = getattr(self, name)
         if value is not None and 0 < value < 1:
             value = max(round(value * available), 1)
-            object.__setattr__(self, name, value)  # which a frozen dataclass does so in its own __post_init__
+            object.__setattr__(self, name, value)
         if value is None or not 1 <= value <= available:
             raise ValueError(
                 f"{name} is {value}, but the cache holds {available} {unit}; choose 1 to {available}, or precompute more."
@@ -215,19 +212,18 @@ class EpochPlan:
         self, order: Order, *, batch_size: int, max_steps_per_epoch: int | None = None, gradient_accumulation_steps: int = 1,
         drop_last: bool = True,
     ):  # fmt: skip
+        sizes = {"batch_size": batch_size, "gradient_accumulation_steps": gradient_accumulation_steps}
+        sizes = checked(sizes | {"max_steps_per_epoch": max_steps_per_epoch}, "train_fixed")
+        batch_size, max_steps_per_epoch = sizes["batch_size"], sizes["max_steps_per_epoch"]
         least = order.smallest_epoch
-        if least < 1 or batch_size < 1 or (drop_last and batch_size > least):
+        if least < 1 or (drop_last and batch_size > least):
             epoch = "the smallest shards that an epoch may draw hold" if order.draws_shards else "an epoch has"
             ways = [f"choose 1 to {least}"] if least else []
             ways += ["raise shards_per_epoch"] if least < order.num_samples and order.draws_shards else []
             advice = " or ".join(ways) or "there is nothing to read"
             raise ValueError(f"batch_size is {batch_size}, but {epoch} {least} samples; {advice}.")
-        if gradient_accumulation_steps < 1:
-            raise ValueError(f"gradient_accumulation_steps is {gradient_accumulation_steps}; it must be at least 1.")
-        if max_steps_per_epoch is not None and max_steps_per_epoch < 1:
-            raise ValueError(f"max_steps_per_epoch is {max_steps_per_epoch}; it must be at least 1 (None for no cap).")
         self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
-        self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * gradient_accumulation_steps
+        self.max_batches = None if max_steps_per_epoch is None else max_steps_per_epoch * sizes["gradient_accumulation_steps"]
 
     @property
     def epoch(self) -> int:

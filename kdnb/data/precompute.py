@@ -13,8 +13,7 @@ from types import SimpleNamespace
 from kdnb import distributed
 from kdnb.data.cache_writer import CacheWriter, check_parts, only_writer
 from kdnb.data.sources import open_source_of
-from kdnb.params import TABLE, ParameterError, arguments_of
-from kdnb.params.values import convert_values
+from kdnb.params import TABLE, arguments_of, checked
 from kdnb.progress import Display
 from kdnb.runs import anchored
 
@@ -77,10 +76,7 @@ def precompute(
         ['images_shard_00000.pt', 'index.json']
     """
     arguments = {name: value for name, value in locals().items() if name in TABLE["precompute"] and name != "dataset"}
-    values, faults = convert_values(arguments, TABLE["precompute"])
-    if faults:
-        raise ParameterError("\n".join(faults))
-    p, folder = SimpleNamespace(**values), anchored(cache_dir)
+    p, folder = SimpleNamespace(**checked(arguments, "precompute")), anchored(cache_dir)
     if parts is None:
         p.part, p.parts = distributed.rank(), distributed.world()
     check_parts(folder, p.part, p.parts)

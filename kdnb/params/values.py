@@ -114,6 +114,23 @@ def convert_values(values: Mapping, rows: Mapping[str, Param]) -> tuple[dict, li
     return converted, faults
 
 
+def checked(values: Mapping, *notebooks: str) -> dict:
+    """Those of `values` that are parameters of `notebooks`, as their types.
+
+    Raises:
+        ParameterError: as from `check_params`.
+
+    Example:
+        >>> checked({"seed": "3", "regime": "full"}, "train_fixed")
+        {'seed': 3}
+    """
+    rows = {name: row for notebook in notebooks for name, row in TABLE[notebook].items()}
+    converted, faults = convert_values({name: value for name, value in values.items() if name in rows}, rows)
+    if faults:
+        raise ParameterError("\n".join(faults))
+    return converted
+
+
 def resolve(values: Mapping, rows: Mapping[str, Param]) -> dict:
     """`values` with what each None stands for in its place."""
     return {name: rows[name].resolve(value, values) if name in rows else value for name, value in values.items()}

@@ -111,12 +111,15 @@ def test_visits_are_what_the_batches_of_an_epoch_hold():
     [
         ({"regime": "fixed", "fixed_shards": 99}, "fixed_shards is 99, but the cache holds 4 shards"),
         ({"regime": "fixed"}, "fixed_shards is None, but the cache holds 4 shards"),
-        ({"regime": "random", "samples_per_epoch": 0}, "samples_per_epoch is 0, but the cache holds 18 samples"),
+        ({"regime": "random", "samples_per_epoch": 0}, "samples_per_epoch is 0; allowed is a whole number above 0"),
+        ({"regime": "random", "samples_per_epoch": float("nan")}, "samples_per_epoch is nan; allowed is a whole number above 0"),
+        ({"regime": "fixed", "fixed_shards": 2.5}, "fixed_shards is 2.5; allowed is a whole number above 0"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; allowed is a whole number from 0 to"),
         ({"regime": "random", "samples_per_epoch": 1, "shards_per_epoch": 1}, "exactly one of them"),
         ({"regime": "random"}, "exactly one of them"),
         ({"regime": "some"}, "regime is 'some'; allowed are full, random, fixed"),
-        ({"shuffle": "yes"}, "shuffle is 'yes'; allowed are none, within_shards, all"),
-        ({"seed": -1}, "seed is -1; a seed must be 0 or larger"),
+        ({"shuffle": "yes"}, "shuffle is 'yes'; allowed is one of none, within_shards, all"),
+        ({"seed": -1}, "seed is -1; allowed is a whole number from 0 to"),
     ],
 )
 def test_bad_settings_are_refused_in_a_sentence(settings, sentence):
