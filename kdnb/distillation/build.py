@@ -160,7 +160,7 @@ def _require_size(student: nn.Module, *, image_size: int, use_local_crops: bool,
     size = required_size(student)
     if size not in (None, image_size) or (size and use_local_crops and local_crop_size != size):
         other = f"image_size is {image_size}" if size != image_size else f"local_crop_size is {local_crop_size}"
-        raise ValueError(f"student takes images of {size} pixels a side alone, but {other}; set student_args "
+        raise ValueError(f"{type(student).__name__} takes images of {size} pixels a side alone, but {other}; set student_args "
                          f"img_size={image_size}, or dynamic_img_size=true for crops of several sizes.")  # fmt: skip
 
 

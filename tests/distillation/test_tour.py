@@ -48,7 +48,7 @@ def test_a_way_that_the_student_cannot_go_does_not_cost_the_run(p, capsys):
     names = ["shards", "shards, DINO global + local crops"]
     found = tour.take_tour(p, steps=2, rounds=1, ways={name: tour.WAYS[name] for name in names})
     assert list(found) == ["shards"]
-    assert "local crops: not here (student takes images of 8 pixels" in capsys.readouterr().out
+    assert "local crops: not here (student: VisionTransformer takes images of 8 pixels" in capsys.readouterr().out
 
 
 def test_of_a_streamed_data_set_no_raw_images_are_fetched(p, capsys):
