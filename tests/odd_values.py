@@ -22,7 +22,7 @@ ANYTHING = [
     "-p", "a b", "'; --", "%s", "{}", object(), len,
 ]  # fmt: skip
 PATHS = [
-    "/dev/null", "/proc/self/mem", "/etc/passwd", "/nowhere/x", "nowhere.parquet", "outputs", "a/b/c", "hf-hub:a/b",
+    "/dev/null", "/proc/self/mem", "/etc/passwd", "/proc/nowhere/x", "nowhere.parquet", "outputs", "a/b/c", "hf-hub:a/b",
     "local-dir:x",
 ]  # fmt: skip
 WORDS = [

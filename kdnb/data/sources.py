@@ -213,7 +213,9 @@ class FolderSource:
         skipped = ", ".join(f"{count:,} {what}" for what, count in listing.skipped.items())
         self.note = f"{folder}: left out are {skipped}" if skipped else ""
         if not files:
-            raise ValueError(f"{folder} holds no Parquet files and no images ({', '.join(_EXTENSIONS)}). {self.note}".strip())
+            raise ValueError(
+                f"dataset {folder} holds no Parquet files and no images ({', '.join(_EXTENSIONS)}). {self.note}".strip()
+            )
         self.name = folder.resolve().name
         tops = {name.split("/")[0] for name in files}
         if not tops <= set(SPLITS):  # `train` beside `boat` and `plane` is a class
