@@ -37,6 +37,7 @@ def test_runs_of_a_seed_differ_in_the_regime_alone(parameters):
         assert run.parameters.keys() == TABLE[run.notebook].keys()
         assert run.parameters.get("random_subset_seed", run.seed) == run.seed
     assert planned[1].parameters["samples_per_epoch"] == 20 and planned[4].parameters["fixed_shards"] == 2
+    assert sweep.plan_runs("cmp", **parameters | {"subset_shards": 0.6}) == planned
 
 
 @pytest.mark.parametrize(
