@@ -104,7 +104,8 @@ def _work(work: Callable, folder: Path, report: Path):
         except BaseException as error:
             sentence = find_sentence(error)
             outcome = ("sentence", sentence, None) if sentence else ("traceback", traceback.format_exc(), None)
-        (report / "result").write_bytes(pickle.dumps(outcome))
+        (report / "whole").write_bytes(pickle.dumps(outcome))
+        (report / "whole").rename(report / "result")  # which a kill does not tear
         sys.stdout.flush()
     finally:
         os._exit(1)
