@@ -120,7 +120,7 @@ def test_an_array_of_the_shipped_script_shares_what_is_not_streamed(shipped, tmp
     for task in ("1", "0"):
         assert not (tmp_path / "cache/index.json").exists()
         array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2"}
-        shipped("-p", "streaming", "false", "-p", "cache_shard_size", "10", **array)
+        shipped("-p", "streaming", "false", "-p", "held_out", "0", "-p", "cache_shard_size", "10", **array)
     files = [f"images_shard_0000{number}.pt" for number in range(3)]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [*files, "index.json"]
     assert stored_ids(tmp_path / "cache") == permutation(25, 0).tolist()
