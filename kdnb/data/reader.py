@@ -112,9 +112,11 @@ class ShardReader:
         """Ask the kernel to read `positions` ahead, without waiting for it. Costs a third of a warm read: for cold data."""
         if self._row_bytes < _SMALL_ROW:  # such shards were asked for whole when they were mapped
             return
-        positions = np.sort(positions)
-        self._map(positions)
-        for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1) if len(positions) else ():
+        runs = np.split(ordered := np.sort(positions), np.flatnonzero(np.diff(ordered) != 1) + 1)
+        if len(runs) == 1:  # the kernel reads ahead by itself where rows follow one another, and does it better
+            return
+        self._map(ordered)
+        for run in runs:
             first, last = self._mapped.addresses(run[[0, -1]]).tolist()
             _advise(first, last + self._row_bytes - first)
 

@@ -1,4 +1,4 @@
-"""Delivered images/s of the cache reader against memcpy, the original design and decoding on the fly.
+"""Delivered images/s of the cache reader against memcpy, a plain np.memmap, the original design and decoding on the fly.
 
     pytest -m benchmark -s tests/benchmarks/test_reader_speed.py
 
@@ -136,6 +136,14 @@ def test_delivered_images_per_second(make_cache, tmp_path, size, count):
             np.copyto(target, source[k : k + BATCH])
             yield {"image": target}
 
+    images.numpy().tofile(tmp_path / "images.bin")  # what a user would write instead, with nothing but NumPy
+    mapped = np.memmap(tmp_path / "images.bin", dtype=np.uint8, mode="r", shape=(count, row))
+    scattered = RandomSubsetCachedDataset(folder, samples_per_epoch=count, shuffle="all").order.epoch(0)
+
+    def indexed_mapping():
+        for k in range(0, count - BATCH + 1, BATCH):
+            yield {"image": mapped[scattered[k : k + BATCH]]}
+
     readers = {
         "reader, sequential": CachedTensorDataset(folder),
         "reader, shuffled within shards": CachedTensorDataset(folder, shuffle="within_shards"),
@@ -143,7 +151,7 @@ def test_delivered_images_per_second(make_cache, tmp_path, size, count):
     }
     readers = {name: BatchReader(data, batch_size=BATCH, reuse_buffers=True) for name, data in readers.items()}
     kept = BatchReader(CachedTensorDataset(folder), batch_size=BATCH)
-    warm = {"memcpy": memcpy} | {name: lambda r=reader: r.batches(0) for name, reader in readers.items()}
+    warm = {"memcpy": memcpy, "np.memmap, random rows by index": indexed_mapping} | {name: lambda r=reader: r.batches(0) for name, reader in readers.items()}
     warm |= {"reader, sequential, batches kept valid": lambda: kept.batches(0)}
     for reader in [*readers.values(), kept]:
         consume(reader.batches(0))
