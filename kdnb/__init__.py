@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 # Threads of OpenMP spin at every barrier; where another process has a core, a small step then takes several times as long. So
 # they soon go to sleep, unless the user says otherwise. It is read when torch is loaded, so kdnb should be imported first.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ["GOMP_SPINCOUNT"] = "2000"
 
 import_module("kdnb.notebook_errors").register()  # does nothing outside IPython
 

@@ -151,7 +151,9 @@ def test_delivered_images_per_second(make_cache, tmp_path, size, count):
     }
     readers = {name: BatchReader(data, batch_size=BATCH, reuse_buffers=True) for name, data in readers.items()}
     kept = BatchReader(CachedTensorDataset(folder), batch_size=BATCH)
-    warm = {"memcpy": memcpy, "np.memmap, random rows by index": indexed_mapping} | {name: lambda r=reader: r.batches(0) for name, reader in readers.items()}
+    warm = {"memcpy": memcpy, "np.memmap, random rows by index": indexed_mapping} | {
+        name: lambda r=reader: r.batches(0) for name, reader in readers.items()
+    }
     warm |= {"reader, sequential, batches kept valid": lambda: kept.batches(0)}
     for reader in [*readers.values(), kept]:
         consume(reader.batches(0))
