@@ -33,7 +33,8 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
         return Interval(mean, -math.inf, math.inf, math.nan, 1)
     from scipy.stats import t
 
-    sd = float(x.std(ddof=1))
+    equal = np.ptp(x) <= 1e-12 * np.abs(x).max()  # but for rounding, from which a spread would come that is none
+    sd = 0.0 if equal else float(x.std(ddof=1))
     half = float(t.ppf((1 + confidence) / 2, len(x) - 1)) * sd / math.sqrt(len(x))
     return Interval(mean, mean - half, mean + half, sd, len(x))
 

@@ -78,6 +78,8 @@ def test_effect_size_by_hand():
     assert effect_size([-1, -2, -3]) == pytest.approx(-2)
     assert effect_size([2, 2]) == math.inf and effect_size([-2, -2]) == -math.inf
     assert math.isnan(effect_size([0, 0])) and math.isnan(effect_size([1]))
+    nearly = [94.1 - 93.4, 92.7 - 92.0, 95.3 - 94.6]  # 0.7 each, but for rounding
+    assert len(set(nearly)) > 1 and effect_size(nearly) == math.inf and mean_interval(nearly).sd == 0
 
 
 @pytest.mark.parametrize("d, power, n", [(0.5, 0.8, 34), (0.8, 0.8, 15), (1.0, 0.8, 10), (0.2, 0.8, 199), (0.5, 0.95, 54)])
