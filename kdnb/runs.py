@@ -106,7 +106,8 @@ def require_run_name(name: str, *, outputs: str | Path = "outputs"):
     folder = anchored(outputs) / name
     with _told(folder):
         files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        if os.path.lexists(folder) and not (folder / "config.json").is_file() and (not folder.is_dir() or any(files)):
+        taken = os.path.lexists(folder) and (not folder.is_dir() or any(files))
+        if taken and not (folder / "config.json").is_file():  # asked last: another job may make the run now, and that file first
             raise ValueError(f"run_name is {name!r}, but {folder} holds no run (no config.json); choose another run_name.")
 
 
