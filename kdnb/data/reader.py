@@ -77,8 +77,8 @@ class ShardReader:
             raise IndexError(f"position {wrong} is outside the cache of {len(self)} images in {self.cache_dir}.")
         if images is None:
             images = torch.empty((len(positions), *self.row_shape), dtype=self.dtype)
-        self._map(positions)
-        self._mapped.gather(positions, images.view(torch.uint8).view(len(positions), self._row_bytes))
+        numbers = self._map(positions)
+        self._mapped.gather(positions, numbers, images.view(torch.uint8).view(len(positions), self._row_bytes))
         batch = {"image": images, "id": torch.from_numpy(self._mapped.ids[positions])}
         return batch | {"label": torch.from_numpy(self._mapped.labels[positions])} if self.labelled else batch
 
@@ -112,16 +112,15 @@ class ShardReader:
         """Ask the kernel to read `positions` ahead, without waiting for it. Costs a third of a warm read: for cold data."""
         if self._row_bytes < _SMALL_ROW:  # such shards were asked for whole when they were mapped
             return
-        runs = np.split(ordered := np.sort(positions), np.flatnonzero(np.diff(ordered) != 1) + 1)
-        if len(runs) == 1:  # the kernel reads ahead by itself where rows follow one another, and does it better
+        ordered = np.sort(positions)
+        if (np.diff(ordered) == 1).all():  # the kernel reads ahead by itself there, and does it better
             return
-        self._map(ordered)
-        for run in runs:
-            first, last = self._mapped.addresses(run[[0, -1]]).tolist()
-            _advise(first, last + self._row_bytes - first)
+        addresses = self._mapped.addresses(ordered, self._map(ordered))
+        for run in np.split(addresses, np.flatnonzero(np.diff(addresses) != self._row_bytes) + 1):  # also from shard to shard
+            _advise(int(run[0]), int(run[-1] - run[0]) + self._row_bytes)
 
-    def _map(self, positions: np.ndarray):
-        """Map the shards of `positions` that are not mapped yet."""
+    def _map(self, positions: np.ndarray) -> np.ndarray:
+        """The number of the shard of each of `positions`; those that are not mapped yet are now."""
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         for number in np.unique(numbers[~self._mapped.is_mapped[numbers]]).tolist():
             entry = self.index["shards"][number]
@@ -136,6 +135,7 @@ class ShardReader:
             if self._row_bytes < _SMALL_ROW:
                 _advise(rows.data_ptr(), rows.nbytes)
             self._mapped.add(number, rows, shard["ids"], shard.get("labels"))
+        return numbers
 
 
 class _Mapped:
@@ -155,6 +155,7 @@ class _Mapped:
         self._starts, self._row_bytes = starts, row_bytes
         self._shards: list[torch.Tensor] = []  # kept mapped
         self._bases = np.zeros(len(starts) - 1, dtype=np.int64)  # address of each shard's first row
+        self._first, self._end, self._step = 2**63, 0, row_bytes  # of the table, in bytes
 
     def add(self, number: int, rows: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor | None):
         """Take in a mapped shard: its images as bytes [N, row_bytes]."""
@@ -162,25 +163,23 @@ class _Mapped:
         self.ids[begin:end] = ids.numpy()
         if labels is not None:
             self.labels[begin:end] = labels.numpy()
+        address = rows.data_ptr()
+        self._step = math.gcd(self._step, address - int(self._bases[self.is_mapped][0])) if self._shards else self._step
+        self._first, self._end = min(self._first, address), max(self._end, address + rows.nbytes)
+        memory = torch.frombuffer((ctypes.c_uint8 * (self._end - self._first)).from_address(self._first), dtype=torch.uint8)
+        size = (len(memory) - self._row_bytes) // self._step + 1
+        self._table = memory.as_strided((size, self._row_bytes), (self._step, 1))
         self._shards.append(rows)
-        self._bases[number] = rows.data_ptr()
-        first = min(shard.data_ptr() for shard in self._shards)
-        end = max(shard.data_ptr() + shard.nbytes for shard in self._shards)
-        self._step = math.gcd(self._row_bytes, *(shard.data_ptr() - first for shard in self._shards))
-        memory = torch.frombuffer((ctypes.c_uint8 * (end - first)).from_address(first), dtype=torch.uint8)
-        size = (end - first - self._row_bytes) // self._step + 1
-        self._first, self._table = first, memory.as_strided((size, self._row_bytes), (self._step, 1))
-        self.is_mapped[number] = True
+        self._bases[number], self.is_mapped[number] = address, True
 
-    def addresses(self, positions: np.ndarray) -> np.ndarray:
-        """Where the rows at `positions` lie in memory, int64 [B]."""
-        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+    def addresses(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Where the rows at `positions`, in the shards `numbers`, lie in memory, int64 [B]."""
         return self._bases[numbers] + (positions - self._starts[numbers]) * self._row_bytes
 
-    def gather(self, positions: np.ndarray, out: torch.Tensor):
-        """Copy the rows at `positions` into `out`, uint8 [B, row_bytes]."""
+    def gather(self, positions: np.ndarray, numbers: np.ndarray, out: torch.Tensor):
+        """Copy the rows at `positions`, in the shards `numbers`, into `out`, uint8 [B, row_bytes]."""
         if len(positions):
-            index = (self.addresses(positions) - self._first) // self._step
+            index = (self.addresses(positions, numbers) - self._first) // self._step
             torch.index_select(self._table, 0, torch.from_numpy(index), out=out)
 
 

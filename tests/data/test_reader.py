@@ -78,6 +78,14 @@ def test_large_rows_can_be_asked_for_ahead(make_cache, tmp_path, mapped):
     assert torch.equal(reader.read(np.array([5, 0]))["image"], images[[5, 0]])
 
 
+def test_rows_on_both_sides_of_a_border_are_asked_for_apart(make_cache, tmp_path, monkeypatch):
+    make_cache(tmp_path, (3, 3), size=128)
+    asked = []
+    monkeypatch.setattr(reader_module, "_advise", lambda address, count: asked.append(count // (3 * 128 * 128)))
+    ShardReader(tmp_path).advise(np.array([5, 2, 1, 3]))
+    assert sorted(asked) == [1, 1, 2]  # shards lie anywhere in memory: 1 and 2, 3, 5
+
+
 @pytest.mark.parametrize("position", [-1, 27])
 def test_a_position_outside_is_refused(cache, position):
     with pytest.raises(IndexError, match=f"position {position} is outside the cache of 27 images"):
