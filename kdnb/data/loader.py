@@ -162,8 +162,10 @@ class BatchReader(EpochLoader):
     def __init__(self, dataset: CachedTensorDataset, *, prefetch: int | None = None, reuse_buffers: bool = False, **plan):
         super().__init__(dataset, **plan)
         self._shape, self.reuse_buffers = (self.batch_size, *dataset.reader.row_shape), reuse_buffers
-        small = self.device.type == "cpu" and math.prod(self._shape) * dataset.reader.dtype.itemsize < _QUICK
-        self.prefetch = prefetch if prefetch is not None else 2 if self.device.type == "cuda" else 0 if small else 1
+        if prefetch is None:
+            small = self.device.type == "cpu" and math.prod(self._shape) * dataset.reader.dtype.itemsize < _QUICK
+            prefetch = {"cuda": 2}.get(self.device.type, 0 if small else 1)
+        self.prefetch = prefetch
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of `epoch` from batch number `start` on."""

@@ -19,7 +19,7 @@ from kdnb.distillation.teacher_check import check_head, feature_statistics, firs
 from kdnb.distributed import find_device
 from kdnb.files import memory_bytes
 from kdnb.losses import DistillationLoss, fit_phi_s, labels_fit
-from kdnb.losses.methods import CHOICES
+from kdnb.losses.methods import CHOICES, needs_labels
 from kdnb.losses.mix import STANDARDISED
 from kdnb.models.folder import save_model, write_cards
 from kdnb.models.vision import FeatureModel, Student, build_model, count_parameters, outline, require_own, required_size
@@ -122,11 +122,10 @@ def head_width(teacher, *, loss: str, alpha: float, cache_dir: str | Path) -> in
     Raises:
         ValueError: a loss of logits with a teacher without a head, or labels that do not fit.
     """
-    method = CHOICES[loss]
-    of_logits = method.compares == "logits"
+    of_logits = CHOICES[loss].of_logits
     if of_logits and not teacher.num_classes:
         raise ValueError(f"loss is {loss}, but the teacher has no classification head; choose mse or cosine.")
-    if alpha == 1 and not method.needs_labels:
+    if not needs_labels(loss, alpha=alpha):
         return teacher.num_classes if of_logits else 0
     cached = CachedTensorDataset(anchored(cache_dir))
     width = teacher.num_classes if of_logits else num_classes(cached.labels, cached.classes)
@@ -189,7 +188,7 @@ def build_loss(
             for which there is no PHI-S.
     """
     mix: dict[str, Any] = {"temperature": temperature, "alpha": alpha, "loss_args": loss_args}
-    if CHOICES[loss].compares == "logits":
+    if CHOICES[loss].of_logits:
         require_whole_logits(
             loss=loss, cache_teacher_features=teacher.cache_dir is not None, teacher_top_k=teacher.output_settings["top_k"]
         )
@@ -210,7 +209,7 @@ def build_loss(
 
 def require_whole_logits(*, loss: str, cache_teacher_features: bool, teacher_top_k: int | None):
     """Refuse a loss that looks at all logits, where only the largest are stored: ValueError."""
-    if cache_teacher_features and teacher_top_k and CHOICES[loss].compares == "logits" and loss != "soft_targets":
+    if cache_teacher_features and teacher_top_k and CHOICES[loss].of_logits and loss != "soft_targets":
         raise ValueError(f"teacher_top_k is {teacher_top_k}, but loss is {loss}, which compares all logits; set teacher_top_k to "
                          "None, or loss to soft_targets.")  # fmt: skip
 

@@ -24,7 +24,7 @@ from kdnb.distillation.teacher_outputs import OutputCodec
 from kdnb.distributed import find_device
 from kdnb.evaluation import evaluate, sweep
 from kdnb.losses import labels_fit
-from kdnb.losses.methods import CHOICES, loss_weights
+from kdnb.losses.methods import loss_weights, needs_labels
 from kdnb.models.vision import FeatureModel, outline, require_as_many_layers, require_pretrained
 from kdnb.models.weights import require_checkpoint
 from kdnb.params import TABLE, ParameterError, arguments_of
@@ -198,7 +198,7 @@ def _multicrop(p: SimpleNamespace):
 
 def _labels(p: SimpleNamespace):
     """Labels against the data's own classes; whether they fit a teacher's head, the teacher tells."""
-    if (p.alpha < 1 or CHOICES[p.loss].needs_labels) and _cached_shards(p) is not None:
+    if needs_labels(p.loss, alpha=p.alpha) and _cached_shards(p) is not None:
         cached = CachedTensorDataset(anchored(p.cache_dir))
         labels_fit(cached.labels, build.num_classes(cached.labels, cached.classes), alpha=p.alpha, loss=p.loss)
 

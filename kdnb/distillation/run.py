@@ -21,7 +21,7 @@ from kdnb.distillation.teacher_outputs import TeacherCache
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.losses import labels_fit
-from kdnb.losses.methods import CHOICES
+from kdnb.losses.methods import CHOICES, needs_labels
 from kdnb.models.vision import FeatureModel, Student, count_parameters
 from kdnb.params import TABLE, ParameterError, arguments_of, convert_values, resolve
 from kdnb.runs import Run, anchored
@@ -151,10 +151,11 @@ def build_pieces(p: SimpleNamespace, student: Student, teacher: Teacher) -> tupl
         device=find_device(),
         reuse_buffers=True,  # the loop is done with a batch before it asks for the next
     )
-    labels_fit(loader.dataset.labels, student.encoder.num_classes, alpha=p.alpha, loss=p.loss)
+    if needs_labels(p.loss, alpha=p.alpha):  # to read those of all images takes a while
+        labels_fit(loader.dataset.labels, student.encoder.num_classes, alpha=p.alpha, loss=p.loss)
     views = build_views(read_index(anchored(p.cache_dir)) if p.use_cached else None, **arguments_of(build_views, p))
     outputs = build_teacher_call(teacher, loader, views)
-    held_out = held_out_batches(**arguments_of(held_out_batches, p)) if CHOICES[p.loss].compares == "logits" else None
+    held_out = held_out_batches(**arguments_of(held_out_batches, p)) if CHOICES[p.loss].of_logits else None
     objective = build_loss(teacher, outputs, loader, views, held_out, **arguments_of(build_loss, p))
     memory = arguments_of(maybe_cache_on_device, p)
     loader = maybe_cache_on_device(loader, student, outputs, views, objective, **memory)

@@ -14,7 +14,7 @@ from kdnb.data.sources import DigitsSource
 from kdnb.data.views import SimpleTransform
 from kdnb.distillation.train import train
 from kdnb.distributed import find_device
-from kdnb.models.folder import is_whole, load_model, save_model
+from kdnb.models.folder import load_model, save_model, trained_once
 from kdnb.models.vision import FeatureModel, build_model, freeze, require_own, required_size
 from kdnb.runs import Run, anchored, local_or_hub, set_seed
 
@@ -94,12 +94,7 @@ def build_teacher(
 def builtin_teacher() -> Path:
     """Folder of a ResNet-8 trained on the labels of the 1,500 training digits: of an earlier run, or trained now."""
     run = Run("teacher_digits", _BUILTIN)
-    folder = run.folder / "final_model"
-    if not (run.finished and is_whole(folder)):  # what was damaged is written again, from the last checkpoint
-        with run.held(wait=True):  # by another job, which then has trained it
-            if not (run.finished and is_whole(folder)):
-                _train_on_digits(run)
-    return folder
+    return trained_once(run, lambda: _train_on_digits(run))
 
 
 def _train_on_digits(run: Run):

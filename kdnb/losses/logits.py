@@ -41,7 +41,7 @@ def logit_standardised_loss(student: torch.Tensor, teacher: torch.Tensor, *, tem
         >>> abs(round(logit_standardised_loss(3 * teacher + 5, teacher, temperature=2.0).item(), 5))
         0.0
     """
-    require_logits(student, teacher)
+    require_logits(student, teacher, temperature=temperature)
     return soft_target_loss(_standardised(student), _standardised(teacher), temperature=temperature)
 
 
@@ -66,8 +66,7 @@ def decoupled_loss(
         >>> decoupled_loss(teacher, teacher, labels, alpha=1.0, beta=8.0, temperature=4.0).item()
         0.0
     """
-    require_logits(student, teacher, labels)
-    in_range("temperature", temperature, temperature > 0, "above 0")
+    require_logits(student, teacher, labels, temperature=temperature)
     (own, others), (teachers_own, teachers_others) = _split(student, labels), _split(teacher, labels)
     binary = _binary(own, others, temperature), _binary(teachers_own, teachers_others, temperature)
     among_others = soft_target_loss(others, teachers_others, temperature=temperature)
@@ -89,8 +88,7 @@ def dist_loss(student: torch.Tensor, teacher: torch.Tensor, *, beta: float, gamm
         >>> abs(round(dist_loss(teacher, teacher, beta=1.0, gamma=1.0, temperature=1.0).item(), 5))
         0.0
     """
-    require_logits(student, teacher)
-    in_range("temperature", temperature, temperature > 0, "above 0")
+    require_logits(student, teacher, temperature=temperature)
     in_range("the batch", len(student), len(student) > 1, "at least 2 images, whose columns can be correlated")
     probabilities, teachers = ((widened(logits) / temperature).softmax(1) for logits in (student, teacher))
     between, within = _uncorrelated(probabilities, teachers), _uncorrelated(probabilities.T, teachers.T)
@@ -118,8 +116,7 @@ def normalised_loss(
         >>> round(normalised_loss(logits, logits, labels, gamma=1.0, temperature=1.0).item(), 4)  # ln 3 / 3 + ln 2
         1.0594
     """
-    require_logits(student, teacher, labels)
-    in_range("temperature", temperature, temperature > 0, "above 0")
+    require_logits(student, teacher, labels, temperature=temperature)
     weights = widened(teacher).softmax(1).gather(1, labels[:, None])[:, 0]
     target = weights * F.cross_entropy(widened(student), labels, reduction="none")
     (_, others), (_, teachers_others) = _split(student, labels), _split(teacher, labels)

@@ -39,6 +39,11 @@ class Method:
         return self.loss.__name__
 
     @property
+    def of_logits(self) -> bool:
+        """Whether it compares logits, which a teacher without a classification head has not."""
+        return self.compares == "logits"
+
+    @property
     def needs_labels(self) -> bool:
         """Whether it compares with the labels."""
         return "labels" in inspect.signature(self.loss).parameters
@@ -74,6 +79,11 @@ METHODS = (
     Method(patch_relation_loss, "patches", "tokens", "as many patches", True, "lightly-train, distillation v3"),
 )  # fmt: skip
 CHOICES = {method.choice: method for method in METHODS if method.choice}
+
+
+def needs_labels(loss: str, *, alpha: float) -> bool:
+    """Whether a run needs labels: an `alpha` below 1 mixes cross-entropy in, and some losses need them themselves."""
+    return alpha < 1 or CHOICES[loss].needs_labels
 
 
 def loss_weights(loss: str, loss_args: Mapping | None) -> dict[str, float]:

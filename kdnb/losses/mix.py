@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from kdnb.losses.logits import entropy
-from kdnb.losses.methods import CHOICES, loss_weights
+from kdnb.losses.methods import CHOICES, loss_weights, needs_labels
 from kdnb.losses.operands import in_range, require_same_shape, widened
 from kdnb.losses.pooled import PhiS, cosine_loss, standardised
 
@@ -30,7 +30,7 @@ def labels_fit(labels: np.ndarray | None, num_classes: int, *, alpha: float, los
     low, high = (int(labels.min()), int(labels.max())) if labels is not None and len(labels) else (-1, -1)
     if low >= 0 and high < num_classes:
         return True
-    if alpha == 1 and not CHOICES[loss].needs_labels:
+    if not needs_labels(loss, alpha=alpha):
         return False
     why, way = f"alpha is {alpha}", "set alpha to 1"
     if CHOICES[loss].needs_labels:
@@ -88,13 +88,13 @@ class DistillationLoss:
         if kind == "phi_s" and phi_s is None:
             raise ValueError("loss is phi_s, which needs what fit_phi_s returns for the teacher's features.")
         self.kind, self.alpha, self.method = kind, alpha, CHOICES[kind]
-        self.needs_logits = self.method.compares == "logits"
+        self.needs_logits = self.method.of_logits
         self.mean, self.std, self.phi_s = mean, std, phi_s
         compare: Callable[..., torch.Tensor] = _squared_error if kind in ("mse", "phi_s") else self.method.loss
         weights |= {"temperature": temperature} if "temperature" in inspect.signature(compare).parameters else {}
         self.scale = weights.pop("scale", 1.0)
         self.compare = partial(compare, **weights)
-        self.uses_labels = alpha < 1 or self.method.needs_labels or (log_accuracy and self.needs_logits)
+        self.uses_labels = needs_labels(kind, alpha=alpha) or (log_accuracy and self.needs_logits)
 
     def __call__(self, students: list[dict], teachers: list[dict], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         self._check(students, teachers, labels)

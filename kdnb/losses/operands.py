@@ -42,14 +42,15 @@ def require_rows(student: torch.Tensor, teacher: torch.Tensor, *, at_least: int)
                          "larger batch_size.")  # fmt: skip
 
 
-def require_logits(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None = None):
-    """Raise ValueError unless both are [B, C] of two classes or more, and `labels` [B] are among them.
+def require_logits(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None = None, *, temperature: float):
+    """Raise ValueError unless both are [B, C] of two classes or more, `labels` [B] among them, and `temperature` is above 0.
 
     Labels are only looked at on the host: on a GPU, the step would wait for them, and `labels_fit` has seen them all.
     """
     require_same_shape(student, teacher)
     if student.ndim != 2 or student.shape[1] < 2:
         raise ValueError(f"the logits are {list(student.shape)}; allowed are [B, C] of at least 2 classes.")
+    in_range("temperature", temperature, temperature > 0, "above 0")
     if labels is None:
         return
     if labels.shape != student.shape[:1] or labels.dtype != torch.int64:

@@ -16,6 +16,7 @@ from kdnb.evaluation.statistics import format_accuracy
 from kdnb.files import SUMS, Damaged, check_sums, set_aside, write_atomically, write_sums
 from kdnb.losses.methods import CHOICES, loss_weights
 from kdnb.models.weights import TimmModel
+from kdnb.runs import Run
 
 # Facts of a timm configuration that stay true of other weights: what the architecture needs, and the images that it takes.
 _FACTS = (
@@ -115,6 +116,16 @@ def is_whole(folder: Path) -> bool:
     return False
 
 
+def trained_once(run: Run, train: Callable[[], object]) -> Path:
+    """final_model of `run`; where the run is not finished, or the folder was damaged, `train()` makes it, in one job alone."""
+    folder = run.folder / "final_model"
+    if not (run.finished and is_whole(folder)):
+        with run.held(wait=True):  # by another job, which then has trained it
+            if not (run.finished and is_whole(folder)):
+                train()  # goes on from the last checkpoint
+    return folder
+
+
 def load_model(folder: str | Path, **settings) -> TimmModel:
     """The timm model that `save_model` wrote to `folder`; `settings` replace arguments that it was built with.
 
@@ -152,7 +163,7 @@ def describe_regime(parameters: Mapping) -> str:
 def describe_loss(parameters: Mapping) -> str:
     """What was imitated, in words: the loss with what decides its value."""
     loss = parameters["loss"]
-    names = ("temperature", "alpha") if CHOICES[loss].compares == "logits" else ()
+    names = ("temperature", "alpha") if CHOICES[loss].of_logits else ()
     settings = "".join(f", {name} {parameters[name]}" for name in names)
     weights = [f"{name} {value:g}" for name, value in loss_weights(loss, parameters.get("loss_args")).items()]
     return loss + (f" with {' and '.join(weights)}" if weights else "") + settings

@@ -17,7 +17,7 @@ from kdnb.distillation.train import train
 from kdnb.distributed import find_device
 from kdnb.evaluation.probe import fit_logistic
 from kdnb.files import hash_of, memoize
-from kdnb.models.folder import is_whole
+from kdnb.models.folder import trained_once
 from kdnb.models.weights import weights_fingerprint
 from kdnb.runs import Run, anchored, local_or_hub, set_seed
 from kdnb.text.batches import build_loader, text_views
@@ -112,14 +112,13 @@ def _builtin_teacher(data: TextData, max_length: int) -> Path:
     """Folder of a small ModernBERT trained on the labels of the pool, by an earlier run or now."""
     base = small_classifier(data.pool, data.classes, max_length=max_length, **_BUILTIN_SHAPE)
     run = Run(f"teacher_text_{base.name}", _BUILTIN_TRAINING)
-    folder = run.folder / "final_model"
-    if not (run.finished and is_whole(folder)):  # what was damaged is written again, from the last checkpoint
-        with run.held(wait=True):  # by another job, which then has trained it
-            if not (run.finished and is_whole(folder)):
-                model = load_classifier(base, classes=data.classes).to(find_device())
-                history = _train_on_labels(model, data.pool, run, max_length=max_length, **_BUILTIN_TRAINING)
-                run.finish({"loss": history["epochs"][-1]["loss"]})
-    return folder
+
+    def learn():
+        model = load_classifier(base, classes=data.classes).to(find_device())
+        history = _train_on_labels(model, data.pool, run, max_length=max_length, **_BUILTIN_TRAINING)
+        run.finish({"loss": history["epochs"][-1]["loss"]})
+
+    return trained_once(run, learn)
 
 
 def _finetune(model: TextClassifier, texts: Texts, *, max_length: int, **training):
