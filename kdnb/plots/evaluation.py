@@ -153,8 +153,11 @@ def differences(intervals: Mapping[str, tuple[float, float, float]], *, points: 
         look = {"color": COLOURS[0], "markersize": 8, "capsize": 4, "linewidth": 2}
         axes.errorbar([mean], [number], xerr=whiskers, fmt="D", **look)
     axes.axvline(0, color="0.2", linewidth=1)
-    clear = [name.replace("_", " ") for name, (_, low, high) in intervals.items() if low > 0 or high < 0]
+    wide = {name.replace("_", " "): (low, high) for name, (_, low, high) in intervals.items() if low < high}
+    clear = [name for name, (low, high) in wide.items() if low > 0 or high < 0]
     finding = f"Zero lies outside the interval of {', '.join(clear)}" if clear else "Every interval holds zero"
+    if len(wide) < len(intervals) and not clear:
+        finding += ", or has no width: its differences are all the same"
     set_title(axes, f"{finding} (diamonds: mean and 95% interval; dots: seeds)")
     axes.set_yticks(range(len(intervals)), [name.replace("_", " ") for name in intervals])
     axes.set(xlabel=f"difference to {baseline.replace('_', ' ')}, points of accuracy", ylim=(len(intervals) - 0.4, -0.6))

@@ -64,6 +64,8 @@ def test_differences_show_mean_interval_and_every_seed():
     assert axes.get_title(loc="left").startswith("Zero lies outside the interval of full")
     one = plots.differences({"full": (1.0, -np.inf, np.inf)}, points={"full": [1.0]}, baseline="fixed").axes[0]
     assert one.get_title(loc="left").startswith("Every interval holds zero")
+    equal = plots.differences({"full": (0.7, 0.7, 0.7)}, points={"full": [0.7, 0.7]}, baseline="fixed").axes[0]
+    assert "no width" in equal.get_title(loc="left")  # which says nothing about another seed
 
 
 def test_a_heat_map_frames_the_best_cell():
